@@ -1,0 +1,1 @@
+"""Measures how much of preference tuning is a steering vector."""
