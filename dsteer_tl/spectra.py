@@ -1,0 +1,331 @@
+"""How many directions does the change have?
+
+Singular values, their entropy and effective rank, uncentred as in D-STEER (Figs. 4a, 4b, claims
+7–9, 18) and centred as the control: an uncentred spectrum is dominated by the mean whenever the
+mean is long, so a small σ₂/σ₁ says nothing that the mean cosine has not said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from dsteer_tl.cosines import centre, finite_rows
+from dsteer_tl.errors import ShapeError
+
+# Below this share of the length of the mean, its projection on a direction is rounding and
+# cannot orient the direction.
+_SIGN_TOLERANCE = 1e-12
+_ORTHONORMAL_TOLERANCE = 1e-4  # directions may have been stored in float32
+
+
+def spectral_entropy(singular_values: Float[np.ndarray, " component"]) -> float:
+    """Entropy −Σ pⱼ ln pⱼ in nats of the normalised spectrum pⱼ = σⱼ²/Σσ² (Fig. 4a, claim 9).
+
+    0 for rank one, ln k for k equal singular values; NaN when all are zero.
+
+    Raises:
+        ShapeError: Not one-dimensional, negative, or not finite.
+    """
+    values = np.asarray(singular_values, dtype=np.float64)
+    if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any():
+        raise ShapeError(
+            f"singular values: found shape {values.shape} with {int(np.sum(values < 0))} negative "
+            f"and {int(np.sum(~np.isfinite(values)))} not finite, expected one axis of finite "
+            "values ≥ 0: pass singular values, not eigenvalues or a matrix"
+        )
+    share = _share(values)
+    share = share[share > 0]
+    return float(max(0.0, -np.sum(share * np.log(share)))) if share.size else float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """Singular value decomposition of a set of rows.
+
+    Attributes:
+        singular_values: σ₁ ≥ σ₂ ≥ … of rows/√n, in the units of the rows; all of them.
+        directions: uⱼ, orthonormal: the left singular vectors of the paper's ΔH (d × N), so the
+            right singular vectors of our row matrix. Oriented so that the mean row projects
+            on them with ≥ 0; where the mean is orthogonal, the largest entry is positive.
+            May hold fewer components than `singular_values` (see `spectrum`'s `keep`).
+        share: σⱼ²/Σσ²; zeros if all singular values are zero.
+        centred: Whether the mean row was subtracted first.
+        n: Number of rows.
+    """
+
+    singular_values: Float[np.ndarray, " component"]
+    directions: Float[np.ndarray, "component d_model"]
+    share: Float[np.ndarray, " component"]
+    centred: bool
+    n: int
+
+    @property
+    def entropy(self) -> float:
+        """Spectral entropy in nats; NaN if the rows are all zero."""
+        return spectral_entropy(self.singular_values)
+
+    @property
+    def effective_rank(self) -> float:
+        """exp(entropy): how many equal directions would have this entropy."""
+        return float(np.exp(self.entropy))
+
+    @property
+    def sigma_ratio(self) -> float:
+        """σ₂/σ₁ (claim 7); 0 with a single component, NaN if the rows are all zero."""
+        if self.singular_values[0] == 0:
+            return float("nan")
+        if self.singular_values.size < 2:
+            return 0.0
+        return float(self.singular_values[1] / self.singular_values[0])
+
+
+def spectrum(
+    rows: Float[np.ndarray, "row d_model"], *, centred: bool = False, keep: int | None = None
+) -> Spectrum:
+    """Singular value decomposition of rows/√n in float64 (LAPACK).
+
+    Args:
+        rows: One vector per row.
+        centred: Subtract the mean row first, which makes it a principal component analysis.
+        keep: How many directions to return; all min(n, d_model) by default. The singular values
+            are always complete, as the entropy needs them.
+
+    Raises:
+        ShapeError: Wrong shape, fewer than two rows, or NaN/inf inside.
+    """
+    values = finite_rows(rows, minimum=2)
+    n = len(values)
+    matrix = centre(values) if centred else values
+    _, singular_values, directions = np.linalg.svd(matrix / np.sqrt(n), full_matrices=False)
+    return _oriented(singular_values, directions[:keep], values.mean(axis=0), centred, n)
+
+
+def row_entropy(rows: Float[np.ndarray, "row d_model"], centred: bool = False) -> float:
+    """Spectral entropy of the rows in nats, without directions.
+
+    By the eigenvalues of the smaller of the two Gram matrices, so that a bootstrap can afford
+    it; agrees with `spectrum(rows).entropy` to about 1e-12. Resampled rows repeat and so have
+    fewer distinct directions: a bootstrap interval of an entropy sits low when n ≲ d_model.
+
+    Raises:
+        ShapeError: Wrong shape, fewer than two rows, or NaN/inf inside.
+    """
+    matrix = centre(rows) if centred else finite_rows(rows, minimum=2)
+    gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
+    return spectral_entropy(np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0)))
+
+
+class GramAccumulator:
+    """Streaming second moments: the spectrum of any number of rows in d_model² memory.
+
+    Holds the count, the mean and the scatter around the mean Σ (x−μ)(x−μ)ᵀ, updated by the
+    pairwise formulas of Chan, Golub & LeVeque (1979), because Σ xxᵀ − n μμᵀ would cancel exactly
+    where it matters: when the mean dominates. Merging in any grouping or order gives the same
+    result up to rounding, so processes and shards can be merged freely.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        if d_model < 1:
+            raise ShapeError(f"Gram accumulator: found d_model {d_model}, expected at least 1")
+        self._count = 0
+        self._mean = np.zeros(d_model)
+        self._scatter = np.zeros((d_model, d_model))
+
+    @property
+    def count(self) -> int:
+        """Number of rows seen."""
+        return self._count
+
+    @property
+    def mean(self) -> Float[np.ndarray, " d_model"]:
+        """Mean of the rows seen; zeros before the first."""
+        return self._mean.copy()
+
+    @property
+    def gram(self) -> Float[np.ndarray, "d_model d_model"]:
+        """Σ xxᵀ over the rows seen, uncentred, not divided by n."""
+        return np.asarray(self._scatter + self._count * np.outer(self._mean, self._mean))
+
+    def update(self, rows: Float[np.ndarray, "row d_model"]) -> None:
+        """Adds rows; an empty block changes nothing.
+
+        Raises:
+            ShapeError: Wrong shape, wrong d_model, or NaN/inf inside; nothing is added then.
+        """
+        values = finite_rows(rows, minimum=0)
+        self._check_width(values.shape[1])
+        if len(values) == 0:
+            return
+        mean = values.mean(axis=0)
+        centred = values - mean
+        self._combine(len(values), mean, centred.T @ centred)
+
+    def merge(self, other: GramAccumulator) -> None:
+        """Adds what another accumulator has seen; the other stays as it is.
+
+        Raises:
+            ShapeError: The other one has another d_model.
+        """
+        self._check_width(other._mean.size)
+        self._combine(other._count, other._mean, other._scatter)
+
+    def spectrum(self, *, centred: bool = False, keep: int | None = None) -> Spectrum:
+        """Spectrum of the rows seen, by eigendecomposition of the second moments over n.
+
+        Squaring costs half the digits: singular values below about 1e-8 σ₁ are rounding.
+        Entropy and shares are not touched by that.
+
+        Raises:
+            ShapeError: Fewer than two rows were seen.
+        """
+        if self._count < 2:
+            raise ShapeError(
+                f"Gram accumulator: found {self._count} rows, expected at least 2: "
+                "update it before asking for a spectrum"
+            )
+        moments = (self._scatter if centred else self.gram) / self._count
+        eigenvalues, vectors = np.linalg.eigh(moments)
+        components = min(self._count, self._mean.size)
+        singular_values = np.sqrt(np.maximum(eigenvalues[::-1][:components], 0.0))
+        directions = vectors.T[::-1][:components][:keep]
+        return _oriented(singular_values, directions, self._mean, centred, self._count)
+
+    def to_state(self) -> dict[str, np.ndarray]:
+        """Returns the state as contiguous arrays that safetensors can store."""
+        return {
+            "count": np.array([self._count], dtype=np.int64),
+            "mean": self._mean.copy(),
+            "scatter": self._scatter.copy(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, np.ndarray]) -> GramAccumulator:
+        """Restores an accumulator from `to_state`, exactly.
+
+        Raises:
+            ShapeError: An array is missing or the shapes do not belong together.
+        """
+        missing = sorted({"count", "mean", "scatter"} - set(state))
+        if missing:
+            raise ShapeError(
+                f"Gram accumulator: state lacks {', '.join(missing)}, expected count, mean and "
+                "scatter: pass what to_state returned"
+            )
+        mean = np.array(state["mean"], dtype=np.float64)
+        scatter = np.array(state["scatter"], dtype=np.float64)
+        count = np.asarray(state["count"]).reshape(-1)
+        if mean.ndim != 1 or scatter.shape != (mean.size, mean.size) or count.size != 1:
+            raise ShapeError(
+                f"Gram accumulator: found mean {mean.shape}, scatter {scatter.shape} and count "
+                f"{count.shape}, expected (d,), (d, d) and (1,): damaged, capture again"
+            )
+        restored = cls(mean.size)
+        restored._count, restored._mean, restored._scatter = int(count[0]), mean, scatter
+        return restored
+
+    def _check_width(self, width: int) -> None:
+        if width != self._mean.size:
+            raise ShapeError(
+                f"Gram accumulator: found d_model {width}, expected {self._mean.size}: "
+                "use one accumulator per site and model"
+            )
+
+    def _combine(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+        total = self._count + count
+        if total == 0:
+            return
+        gap = mean - self._mean
+        self._scatter += scatter + np.outer(gap, gap) * (self._count * count / total)
+        self._mean = self._mean + gap * (count / total)
+        self._count = total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentMass:
+    """How the squared length of each row spreads over directions.
+
+    Attributes:
+        mass: Mean over rows of ⟨xᵢ, uⱼ⟩²/‖xᵢ‖².
+        per_row: The same for each row; sums to at most 1 over components.
+        zero_rows: Rows of length zero; their shares are defined as 0 and are in the mean.
+    """
+
+    mass: Float[np.ndarray, " component"]
+    per_row: Float[np.ndarray, "row component"]
+    zero_rows: int
+
+
+def mass_per_component(
+    rows: Float[np.ndarray, "row d_model"], directions: Float[np.ndarray, "component d_model"]
+) -> ComponentMass:
+    """Share of each row's squared length on each direction (claim 18).
+
+    Unlike σⱼ²/Σσ², which long rows dominate, each row counts the same. For the centred variant
+    pass `centre(rows)` and the directions of the centred spectrum.
+
+    Args:
+        rows: One vector per row.
+        directions: Orthonormal rows, such as `Spectrum.directions`.
+
+    Raises:
+        ShapeError: Wrong shapes, NaN/inf inside, or directions that are not orthonormal.
+    """
+    values = finite_rows(rows)
+    basis = finite_rows(directions, name="directions")
+    check_orthonormal(basis, values.shape[1])
+    norms = np.sum(values * values, axis=1, keepdims=True)
+    squares = (values @ basis.T) ** 2
+    per_row = np.divide(squares, norms, out=np.zeros_like(squares), where=norms > 0)
+    return ComponentMass(
+        mass=per_row.mean(axis=0), per_row=per_row, zero_rows=int(np.sum(norms == 0))
+    )
+
+
+def check_orthonormal(basis: Float[np.ndarray, "component d_model"], d_model: int) -> None:
+    """Refuses directions that are not orthonormal rows of length d_model.
+
+    Raises:
+        ShapeError: Another width, or BBᵀ differs from the identity by more than 1e-4.
+    """
+    if basis.shape[1] != d_model:
+        raise ShapeError(
+            f"directions: found d_model {basis.shape[1]}, expected {d_model}: "
+            "use directions of the same site"
+        )
+    error = float(np.abs(basis @ basis.T - np.eye(len(basis))).max())
+    if error > _ORTHONORMAL_TOLERANCE:
+        raise ShapeError(
+            f"directions: found rows that differ from orthonormal by {error:.2g}, expected at most "
+            f"{_ORTHONORMAL_TOLERANCE:g}: pass Spectrum.directions or orthonormalise them"
+        )
+
+
+def _share(singular_values: np.ndarray) -> np.ndarray:
+    top = singular_values.max(initial=0.0)
+    if top == 0:
+        return np.zeros_like(singular_values)
+    squares = (singular_values / top) ** 2  # scaled, so that tiny shifts do not underflow
+    return np.asarray(squares / squares.sum())
+
+
+def _oriented(
+    singular_values: np.ndarray, directions: np.ndarray, mean: np.ndarray, centred: bool, n: int
+) -> Spectrum:
+    projections = directions @ mean
+    largest = np.take_along_axis(
+        directions, np.abs(directions).argmax(axis=1, keepdims=True), axis=1
+    )[:, 0]
+    orienting = np.where(
+        np.abs(projections) > _SIGN_TOLERANCE * np.linalg.norm(mean), projections, largest
+    )
+    return Spectrum(
+        singular_values=singular_values,
+        directions=np.ascontiguousarray(directions * np.where(orienting < 0, -1.0, 1.0)[:, None]),
+        share=_share(singular_values),
+        centred=centred,
+        n=n,
+    )
