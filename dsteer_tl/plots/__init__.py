@@ -1,0 +1,41 @@
+"""Figures, drawn from stored tables only: nothing here loads a model.
+
+Each function takes tidy tables of a run and returns a `plotly.graph_objects.Figure`.
+"""
+
+from __future__ import annotations
+
+from dsteer_tl.plots.clouds import clouds
+from dsteer_tl.plots.cosine_histogram import cosine_histogram
+from dsteer_tl.plots.entropy import entropy
+from dsteer_tl.plots.export import ExportReport, find_browser, write_figures
+from dsteer_tl.plots.formation import formation, training_curve
+from dsteer_tl.plots.gradient_field import gradient_field
+from dsteer_tl.plots.localisation import localisation
+from dsteer_tl.plots.logit_geometry import logit_geometry, logit_lens_by_layer
+from dsteer_tl.plots.recovery import kl_recovery, rank_recovery
+from dsteer_tl.plots.show import show
+from dsteer_tl.plots.singular_values import mass, sigma_ratio, singular_values
+from dsteer_tl.plots.tokens import tokens
+
+__all__ = [
+    "logit_geometry",
+    "logit_lens_by_layer",
+    "gradient_field",
+    "clouds",
+    "cosine_histogram",
+    "entropy",
+    "singular_values",
+    "sigma_ratio",
+    "mass",
+    "kl_recovery",
+    "rank_recovery",
+    "localisation",
+    "formation",
+    "training_curve",
+    "tokens",
+    "write_figures",
+    "ExportReport",
+    "find_browser",
+    "show",
+]
