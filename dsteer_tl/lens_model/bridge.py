@@ -1,0 +1,191 @@
+"""`LensModel` on TransformerLens's `TransformerBridge` (3.9 and 4.x)."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dsteer_tl.errors import CheckpointError
+from dsteer_tl.lens_model.base import Edit, LensModel
+from dsteer_tl.lens_model.readout import (
+    Readout,
+    end_token_ids,
+    first_parameter,
+    output_transform,
+)
+from dsteer_tl.sites import FINAL, layer_of
+
+# `unembed.hook_in` is h by definition, but sees one position alone when `logits_to_keep=1` saves
+# the unembedding. `ln_final.hook_out` is the same tensor before that cut; the self-check compares.
+_READ_H = "ln_final.hook_out"
+_WRITE_H = "unembed.hook_in"
+
+# TransformerLens logs every component that it wraps.
+logging.getLogger("transformer_lens").setLevel(logging.ERROR)
+
+
+class BridgeLens(LensModel):
+    """A HuggingFace model, hooked in place by `TransformerBridge`.
+
+    Building it consumes the HuggingFace object: its submodules are replaced. The tokenizer stays
+    outside, since TransformerLens would reload it and prepend a BOS of its own.
+    """
+
+    backend = "TransformerBridge"
+
+    def __init__(self, model: PreTrainedModel, *, name: str, weights_hash: str) -> None:
+        from transformer_lens.model_bridge.sources import build_bridge_from_module
+
+        # A PEFT wrapper's base keeps its adapters inside the modules that the bridge wraps.
+        architecture = type(model).__name__
+        self._accepts_logits_to_keep = (
+            "logits_to_keep" in inspect.signature(model.forward).parameters
+        )
+        softcap, scale = output_transform(model.config)
+        try:
+            self.bridge: Any = build_bridge_from_module(
+                model, architecture, hf_config=model.config, tokenizer=None, model_name=name
+            )
+        except (ValueError, KeyError, NotImplementedError, AttributeError) as error:
+            raise CheckpointError(
+                f"TransformerLens cannot hook {architecture} of {name}: {error}; "
+                "expected a decoder-only architecture that TransformerBridge supports"
+            ) from error
+        self.bridge.eval()
+        self.name = name
+        self.weights_hash = weights_hash
+        self.end_token_ids = end_token_ids(model)
+        settings = self.bridge.cfg
+        self.n_layers, self.d_model = int(settings.n_layers), int(settings.d_model)
+        self.n_ctx = int(getattr(model.config, "max_position_embeddings", 0) or settings.n_ctx)
+        W_U = self.bridge.W_U.detach()
+        b_U = getattr(self.bridge, "b_U", None)
+        b_U = torch.zeros(W_U.shape[1], dtype=W_U.dtype) if b_U is None else b_U.detach()
+        self.d_vocab = int(W_U.shape[1])
+        self.readout = Readout(W_U, b_U.to(W_U.device), softcap, scale)
+        self._names = frozenset(self.bridge.hook_dict)
+        self.check([self.hook_name(site) for site in self.sites] + [_READ_H])
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return first_parameter(self.bridge.original_model).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return first_parameter(self.bridge.original_model).dtype
+
+    @property
+    def norm_parameters(self) -> dict[str, Tensor]:
+        """Gain and, where there is one, bias of the final norm."""
+        return {
+            name.rsplit(".", 1)[-1]: parameter.detach()
+            for name, parameter in self.bridge.ln_final.named_parameters()
+        }
+
+    def final_norm(self, x: Tensor) -> Tensor:
+        """The model's own final norm, gain included."""
+        norm = self.bridge.ln_final.original_component
+        result: Tensor = norm(x)
+        return result
+
+    def hook_name(self, site: str) -> str:
+        """The TransformerLens hook of a site."""
+        layer = layer_of(site)
+        return _WRITE_H if layer is None else f"blocks.{layer}.hook_resid_post"
+
+    def hook_names(self) -> frozenset[str]:
+        """Every hook name, aliases included."""
+        return self._names
+
+    def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
+        extra = {"logits_to_keep": 1} if last_only and self._accepts_logits_to_keep else {}
+        logits: Tensor = self.bridge(
+            ids, attention_mask=mask, return_type="logits", use_cache=False, **extra
+        )
+        return logits
+
+    @contextlib.contextmanager
+    def _hook(self, name: str, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        def hook_function(tensor: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
+            return function(tensor)
+
+        with self.bridge.hooks(fwd_hooks=[(name, hook_function)]):
+            yield
+
+    def _read(
+        self, site: str, function: Callable[[Tensor], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        return self._hook(_READ_H if site == FINAL else self.hook_name(site), function)
+
+    def _write(self, edit: Edit) -> contextlib.AbstractContextManager[None]:
+        return self._hook(self.hook_name(edit.site), edit.function)
+
+    def _generate(
+        self, ids: Tensor, mask: Tensor, *, max_new_tokens: int, temperature: float, top_p: float
+    ) -> Tensor:
+        return generate_with_transformers(
+            self.bridge.original_model,
+            ids,
+            mask,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+
+
+def generate_with_transformers(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    use_cache: bool = True,
+) -> Tensor:
+    """Transformers' own generation, with every sampling setting of the checkpoint overridden."""
+    from transformers import GenerationConfig
+
+    ends = end_token_ids(model)
+    padding = getattr(model.config, "pad_token_id", None)
+    if padding is None:
+        padding = ends[0] if ends else 0
+    sampling: dict[str, Any] = (
+        {"do_sample": False}
+        if temperature == 0
+        else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    )
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends) or None,
+        pad_token_id=padding,
+        use_cache=use_cache,
+        **sampling,
+    )
+    with _without_generation_defaults(model):
+        result: Tensor = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, generation_config=settings
+        )
+    return result
+
+
+@contextlib.contextmanager
+def _without_generation_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Hide the checkpoint's settings: transformers fills what is unset in ours from them."""
+    from transformers import GenerationConfig
+
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
