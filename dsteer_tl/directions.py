@@ -1,0 +1,233 @@
+"""`SteeringVector`: a direction with the space it lives in and the models it came from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from dsteer_tl.capture import ShiftSet
+from dsteer_tl.errors import ShapeError, SpaceError
+from dsteer_tl.files import replacing
+from dsteer_tl.lens_model import Edit, LensModel, Readout
+from dsteer_tl.pair import ModelPair
+from dsteer_tl.sites import FINAL, check_site
+from dsteer_tl.spectra import spectrum
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SteeringVector:
+    """A vector that may be added to the residual stream at one site, and nowhere else.
+
+    Attributes:
+        values: The vector, float64, in the units of the residual stream at ``space``.
+        space: ``"h"`` or ``"resid_post.<layer>"``.
+        name: ``"v_star"``, ``"mean_preference"``, ``"u1"``, …
+        position_kind: Where the rows that it was estimated from were read.
+        rows: How many rows it was estimated from.
+        models: Weight hashes of base and policy, ``{"base": …, "policy": …}``.
+        readouts: Hashes of the readouts it may act on (base and policy: equal if W_U was frozen).
+    """
+
+    values: Float[np.ndarray, " d_model"]
+    space: str
+    name: str
+    position_kind: str
+    rows: int
+    models: dict[str, str] = field(default_factory=dict)
+    readouts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A contiguous copy: safetensors needs the one, and nobody may change the other.
+        values = np.array(self.values, dtype=np.float64, order="C")
+        if values.ndim != 1 or not np.isfinite(values).all():
+            raise ShapeError(
+                f"a steering vector is one finite row [d_model], found shape {values.shape} with "
+                f"{int((~np.isfinite(values)).sum())} non-finite values"
+            )
+        object.__setattr__(self, "values", values)
+
+    @property
+    def norm(self) -> float:
+        """Euclidean norm, in the units of the residual stream."""
+        return float(np.linalg.norm(self.values))
+
+    @property
+    def unit(self) -> Float[np.ndarray, " d_model"]:
+        """The direction, of norm 1.
+
+        Raises:
+            ShapeError: The vector is zero.
+        """
+        if self.norm == 0:
+            raise ShapeError(f"{self.name} is the zero vector and has no direction")
+        return self.values / self.norm
+
+    def with_values(self, values: Float[np.ndarray, " d_model"], name: str) -> SteeringVector:
+        """Another vector in the same space (a control)."""
+        return replace(self, values=values, name=name)
+
+    def require_space(self, model: LensModel, space: str | None = None) -> None:
+        """Refuse a model or site where this vector means nothing.
+
+        Raises:
+            SpaceError: Another site, another width, or another unembedding.
+        """
+        if space is not None and space != self.space:
+            raise SpaceError(
+                f"{self.name} was measured at {self.space!r} and cannot act at {space!r}: the "
+                "final norm lies between or the bases differ; capture shifts there instead"
+            )
+        check_site(self.space, model.n_layers, model.name)
+        if len(self.values) != model.d_model:
+            raise SpaceError(
+                f"{self.name} has {len(self.values)} dimensions, {model.name} has {model.d_model}"
+            )
+        found = model.readout.content_hash()
+        if self.readouts and found not in self.readouts:
+            raise SpaceError(
+                f"{self.name} belongs to the unembedding {self.readouts[0][:12]}, {model.name} has "
+                f"{found[:12]}: the vector was measured on another model"
+            )
+
+    def edit(self, coefficient: float = 1.0) -> Edit:
+        """The edit x → x + coefficient · vector at this vector's space, at every position."""
+        values = torch.from_numpy(self.values)
+
+        def add(x: Tensor) -> Tensor:
+            if coefficient == 0:
+                return x
+            return x + coefficient * values.to(x.device, x.dtype)
+
+        return Edit(self.space, add)
+
+    @contextlib.contextmanager
+    def apply(self, model: LensModel, coefficient: float = 1.0) -> Iterator[LensModel]:
+        """Steer every forward pass and generation inside the ``with`` block.
+
+        Example:
+            >>> with v_star.apply(pair.base, coefficient=1.0) as steered:  # doctest: +SKIP
+            ...     steered.generate(ids, mask, max_new_tokens=40)
+
+        Raises:
+            SpaceError: The vector does not belong to this model.
+        """
+        self.require_space(model)
+        with model.hooks([self.edit(coefficient)]):
+            yield model
+
+    def save(self, path: Path) -> None:
+        """Write safetensors with everything but the values in the metadata."""
+        metadata = {
+            "format": "dsteer_tl.steering_vector.1",
+            "space": self.space,
+            "name": self.name,
+            "position_kind": self.position_kind,
+            "rows": str(self.rows),
+            "models": json.dumps(self.models),
+            "readouts": json.dumps(list(self.readouts)),
+        }
+        with replacing(path) as temporary:
+            save_file({"values": self.values}, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: Path) -> SteeringVector:
+        """Read a vector written by `save`.
+
+        Raises:
+            SpaceError: The file is missing, no safetensors, or holds something else.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if not metadata.get("format", "").startswith("dsteer_tl.steering_vector."):
+                    raise SpaceError(
+                        f"{path} holds no steering vector: its metadata name no space to act in"
+                    )
+                values = file.get_tensor("values")
+        except (SafetensorError, FileNotFoundError, OSError) as error:
+            raise SpaceError(f"cannot read a steering vector from {path}: {error}") from error
+        return cls(
+            values,
+            metadata["space"],
+            metadata["name"],
+            metadata["position_kind"],
+            int(metadata["rows"]),
+            json.loads(metadata["models"]),
+            tuple(json.loads(metadata["readouts"])),
+        )
+
+
+def _provenance(pair: ModelPair) -> tuple[dict[str, str], tuple[str, ...]]:
+    models = {"base": pair.base.weights_hash, "policy": pair.policy.weights_hash}
+    readouts = dict.fromkeys([pair.base.readout.content_hash(), pair.policy.readout.content_hash()])
+    return models, tuple(readouts)
+
+
+def mean_shift_vector(
+    pair: ModelPair, shift_set: ShiftSet, site: str, position_kind: str
+) -> SteeringVector:
+    """The empirical steering vector v* = mean over rows of h_policy − h_base (D-STEER, sec. 3)."""
+    shifts = shift_set.shifts(site, position_kind)
+    models, readouts = _provenance(pair)
+    return SteeringVector(
+        shifts.mean(axis=0), site, "v_star", position_kind, len(shifts), models, readouts
+    )
+
+
+def principal_vector(
+    pair: ModelPair,
+    shift_set: ShiftSet,
+    site: str,
+    position_kind: str,
+    *,
+    component: int = 1,
+    centred: bool = False,
+) -> SteeringVector:
+    """The unit vector u_j of the SVD of ΔH (D-STEER, sec. 4), j counted from 1.
+
+    Raises:
+        ShapeError: There is no such component.
+    """
+    shifts = shift_set.shifts(site, position_kind)
+    directions = spectrum(shifts, centred=centred).directions
+    if not 1 <= component <= len(directions):
+        raise ShapeError(
+            f"component {component} does not exist: ΔH at {site!r} has {len(shifts)} rows and "
+            f"{len(directions)} components, counted from 1"
+        )
+    values = directions[component - 1]
+    models, readouts = _provenance(pair)
+    name = f"u{component}" + ("_centred" if centred else "")
+    return SteeringVector(values, site, name, position_kind, len(shifts), models, readouts)
+
+
+def preference_directions(
+    readout: Readout, chosen: Sequence[int], rejected: Sequence[int]
+) -> Float[np.ndarray, "pair d_model"]:
+    """Per pair v⁽ⁱ⁾ = e_w − e_l, differences of columns of W_U (D-STEER, sec. 2.2)."""
+    W_U = readout.W_U.detach().cpu()
+    columns = W_U[:, list(chosen)].double() - W_U[:, list(rejected)].double()
+    return columns.T.numpy()
+
+
+def mean_preference_vector(
+    pair: ModelPair,
+    chosen: Int[np.ndarray, " pair"] | Sequence[int],
+    rejected: Int[np.ndarray, " pair"] | Sequence[int],
+) -> SteeringVector:
+    """Mean of e_w − e_l over pairs, in the space of h."""
+    values = preference_directions(pair.base.readout, list(chosen), list(rejected))
+    models, readouts = _provenance(pair)
+    return SteeringVector(
+        values.mean(axis=0), FINAL, "mean_preference", "divergence", len(values), models, readouts
+    )
