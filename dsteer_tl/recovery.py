@@ -253,6 +253,39 @@ class LogitBias:
     residual: float
 
 
+@torch.inference_mode()
+def mean_logit_bias(
+    base_rows: Float[Tensor, "row d_model"],
+    policy_rows: Float[Tensor, "row d_model"],
+    base_readout: Readout,
+    policy_readout: Readout,
+    *,
+    budget: int = BUDGET,
+) -> Float[np.ndarray, " d_vocab"]:
+    """The mean change of the logits over rows, b = mean(z_policy − z_base), with mean(b) = 0.
+
+    At ``h``, with one readout, this is W_Uᵀv* up to the gauge: adding v* there and adding this
+    constant to the logits are the same operation (claim 11's trap).
+
+    Args:
+        base_rows: Base residuals, ``[row, d_model]``.
+        policy_rows: Policy residuals at the same rows.
+        base_readout: Residuals to logits in the base.
+        policy_readout: The same in the policy.
+        budget: Logits held at a time.
+
+    Raises:
+        ShapeError: The two sets of rows differ in shape.
+    """
+    _check_aligned(base_rows, policy_rows)
+    total = _sum(
+        _double(policy_readout(policy_rows[block])) - _double(base_readout(base_rows[block]))
+        for block in _blocks(base_readout, base_rows, budget)
+    )
+    bias: np.ndarray = (total / len(base_rows)).cpu().numpy()
+    return bias - bias.mean()
+
+
 def fit_logit_bias(
     base_rows: Float[Tensor, "row d_model"],
     policy_rows: Float[Tensor, "row d_model"],
