@@ -1,0 +1,97 @@
+"""The ledger for people: in a terminal and in Markdown."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+from dsteer_tl.claims.verdicts import ClaimResult
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without exponents where they are not needed."""
+    if value is None:
+        return "–"
+    if value != 0 and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        return f"{value:.1e}"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _measured(result: ClaimResult) -> str:
+    if result.measured is None:
+        return "–"
+    text = number(result.measured)
+    if result.ci is not None:
+        text += f" [{number(result.ci[0])}, {number(result.ci[1])}]"
+    return text
+
+
+def ledger_text(results: Sequence[ClaimResult], width: int | None = None) -> str:
+    """A table for the terminal: published · measured (95 % CI) · null · verdict."""
+    width = width or max(80, shutil.get_terminal_size((110, 24)).columns)
+    statement_width = max(24, min(58, width - 70))
+    heads = ("#", "claim", "published", "measured (95 % CI)", "null", "verdict")
+    widths = (3, statement_width, 20, 24, 8, 10)
+    lines = [_row(heads, widths), _row(["─" * w for w in widths], widths)]
+    for result in results:
+        wrapped = textwrap.wrap(result.statement, statement_width) or [""]
+        published = textwrap.wrap(result.published, widths[2]) or [""]
+        cells = (
+            str(result.id),
+            wrapped[0],
+            published[0],
+            _measured(result),
+            number(result.null),
+            result.verdict.value,
+        )
+        lines.append(_row(cells, widths))
+        rest = max(len(wrapped), len(published))
+        for index in range(1, rest):
+            lines.append(
+                _row(
+                    (
+                        "",
+                        wrapped[index] if index < len(wrapped) else "",
+                        published[index] if index < len(published) else "",
+                        "",
+                        "",
+                        "",
+                    ),
+                    widths,
+                )
+            )
+        detail = "; ".join(part for part in (result.unit, result.reason) if part)
+        if detail:
+            lines += textwrap.wrap(
+                detail, width - 6, initial_indent="    ", subsequent_indent="    "
+            )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+def ledger_markdown(results: Sequence[ClaimResult]) -> str:
+    """The ledger as a Markdown table, for READMEs and notes."""
+    lines = [
+        "| # | claim | published | measured (95 % CI) | null | verdict | what else to know |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        null = number(result.null)
+        if result.null_name:
+            null += f" ({result.null_name})"
+        unit = f" {result.unit}" if result.unit else ""
+        cells = (
+            str(result.id),
+            result.statement,
+            result.published,
+            _measured(result) + unit,
+            null,
+            f"**{result.verdict.value}**",
+            result.reason,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
