@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +143,10 @@ class ModelPair:
         model = load_model(base, options) if isinstance(base, (str, Path)) else base.eval()
         base_hash = hash_weights(model)
         try:
-            adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
+            with warnings.catch_warnings():
+                # PEFT reads a property of transformers that is on its way out.
+                warnings.simplefilter("ignore", FutureWarning)
+                adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
         except Exception as error:
             raise CheckpointError(
                 f"cannot load the adapter {adapter} onto {label}: {str(error).splitlines()[0]}"

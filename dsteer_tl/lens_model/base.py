@@ -283,7 +283,8 @@ class LensModel(abc.ABC):
         if site == FINAL:
             return self.readout
         if layer_of(site) == self.n_layers - 1:
-            return lambda x: self.readout(self.final_norm(x))
+            # Norms with a bias refuse input of another dtype than their weights.
+            return lambda x: self.readout(self.final_norm(x.to(self.dtype)).to(x.dtype))
         raise HookError(
             f"{site!r} of {self.name} has blocks after it: only 'h' and "
             f"{resid_post(self.n_layers - 1)!r} can be read out without a forward pass"

@@ -90,6 +90,7 @@ def load_model(source: str | Path, options: LoadOptions) -> PreTrainedModel:
     Raises:
         CheckpointError: Missing, corrupt, incomplete, pickled or non-finite weights.
     """
+    check_device(options.device)
     location = resolve_source(source)
     if _is_local(location):
         _check_folder(Path(location))
@@ -128,6 +129,21 @@ def load_model(source: str | Path, options: LoadOptions) -> PreTrainedModel:
         torch.nn.Module.to(model, options.device)
     model.eval()
     return model
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, before anything is downloaded for it.
+
+    Raises:
+        CheckpointError: Torch does not know the device or cannot use it here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"device {device!r} cannot be used here ({_first_line(error)}): set model.device to "
+            "'cpu' or to a device that torch sees"
+        ) from error
 
 
 def load_tokenizer(source: str | Path, options: LoadOptions) -> PreTrainedTokenizerBase:

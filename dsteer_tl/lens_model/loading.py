@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from dsteer_tl.errors import ConfigurationError
+from dsteer_tl.errors import ConfigurationError, SelfCheckError
 from dsteer_tl.lens_model.base import LensModel
 from dsteer_tl.lens_model.bridge import BridgeLens
 from dsteer_tl.lens_model.checkpoint import LoadOptions, check_finite, hash_weights, load_model
@@ -57,7 +57,15 @@ def load_lens_model(
             model, name=label, weights_hash=hash_weights(model)
         )
     if reference is not None:
-        run_self_check(lens, reference).require()
+        try:
+            report = run_self_check(lens, reference)
+        except RuntimeError as error:
+            first_line = (str(error).splitlines() or ["no message"])[0]
+            raise SelfCheckError(
+                f"{label} ({lens.backend}, {lens.dtype}) cannot run: {first_line}; try another "
+                "dtype or backend"
+            ) from error
+        report.require()
     return lens
 
 
