@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from dsteer_tl.errors import PairError
 from dsteer_tl.lens_model import Backend, LensModel, LoadOptions, load_lens_model, load_model
 
 
@@ -17,6 +18,7 @@ def random_weights_model(
     seed: int,
     backend: Backend = "bridge",
     options: LoadOptions | None = None,
+    policy_options: LoadOptions | None = None,
 ) -> LensModel:
     """The base plus random weight changes, each tensor's as large as the policy's.
 
@@ -26,12 +28,19 @@ def random_weights_model(
 
     Raises:
         CheckpointError: A checkpoint cannot be loaded.
+        PairError: The policy's tensors have other names or shapes than the base's.
     """
     options = options or LoadOptions()
-    model, tuned = load_model(base, options), load_model(policy, options)
+    model, tuned = load_model(base, options), load_model(policy, policy_options or options)
     changed = dict(tuned.named_parameters())
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
+        if name not in changed or changed[name].shape != parameter.shape:
+            found = tuple(changed[name].shape) if name in changed else "none"
+            raise PairError(
+                f"{name} has shape {tuple(parameter.shape)} in {base} and {found} in {policy}: "
+                "a weight change is defined only between a model and its own fine-tune"
+            )
         change = changed[name].float().to(parameter.device) - parameter.float()
         if not bool(change.any()):
             continue

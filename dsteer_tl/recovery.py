@@ -283,7 +283,8 @@ def mean_logit_bias(
         for block in _blocks(base_readout, base_rows, budget)
     )
     bias: np.ndarray = (total / len(base_rows)).cpu().numpy()
-    return bias - bias.mean()
+    centred: np.ndarray = bias - bias.mean()
+    return centred
 
 
 def fit_logit_bias(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,10 +12,11 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from dsteer_tl.lens_model import LoadOptions, load_model, load_tokenizer
-from dsteer_tl.pair import ModelPair
-from tests.models import policy_of, random_model, save_checkpoint
+if TYPE_CHECKING:
+    from dsteer_tl.pair import ModelPair
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -45,6 +47,8 @@ def stories260k(shared_folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Directories of a tiny random Llama and of a policy made from it, tokenizers included."""
+    from tests.models import policy_of, random_model, save_checkpoint
+
     folder = tmp_path_factory.mktemp("tiny")
     base = random_model()
     policy = policy_of(base)
@@ -54,12 +58,18 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def tiny_pair(tiny_folders: tuple[Path, Path]) -> ModelPair:
     """The same two models, hooked."""
+    from dsteer_tl.pair import ModelPair
+
     return ModelPair.load(*tiny_folders)
 
 
 @pytest.fixture(scope="session")
 def stories_pair(stories260k: Path) -> ModelPair:
     """The pretrained 260k-parameter Llama and a policy made by perturbing its blocks."""
+    from dsteer_tl.lens_model import LoadOptions, load_model, load_tokenizer
+    from dsteer_tl.pair import ModelPair
+    from tests.models import policy_of
+
     base = load_model(stories260k, LoadOptions())
     tokenizer = load_tokenizer(stories260k, LoadOptions())
     return ModelPair.load(base, policy_of(base), tokenizer=tokenizer)

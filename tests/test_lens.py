@@ -12,9 +12,7 @@ from tests.tiny_pairs import probes, tiny_pair
 
 @pytest.fixture(scope="module")
 def shift_set() -> ShiftSet:
-    return capture_shifts(
-        tiny_pair(), probes(), configuration=CaptureConfiguration(progress=False)
-    )
+    return capture_shifts(tiny_pair(), probes(), configuration=CaptureConfiguration(progress=False))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -40,9 +38,7 @@ def test_projections_are_inner_products_with_a_vector_of_each_row(shift_set: Shi
 
 def test_one_vector_a_row_is_asked_for(shift_set: ShiftSet) -> None:
     with pytest.raises(ShapeError, match=r"3 vectors \(3, 32\) for 8 rows .*one vector a row"):
-        projections_by_site(
-            tiny_pair().base, shift_set, "base", "divergence", np.zeros((3, 32))
-        )
+        projections_by_site(tiny_pair().base, shift_set, "base", "divergence", np.zeros((3, 32)))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "phi"])

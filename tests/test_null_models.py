@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dsteer_tl import null_models
+from dsteer_tl.errors import PairError
 from dsteer_tl.lens_model import LoadOptions, load_model
 from dsteer_tl.null_models import random_weights_model
 from tests.models import is_block, policy_of, random_model, save_checkpoint
@@ -58,6 +59,37 @@ def test_one_seed_gives_one_model(
     changed = [name for name in first if is_block(name)]
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not any(torch.equal(first[name], other[name]) for name in changed)
+
+
+def test_models_of_different_shapes_have_no_change(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for name, changes in {
+        "wide": {"intermediate_size": 64},
+        "deep": {"num_hidden_layers": 1},
+    }.items():
+        other = save_checkpoint(random_model(**changes), tmp_path / name)
+        with pytest.raises(PairError, match="only between a model and its own fine-tune"):
+            random_weights_model(checkpoints[0], other, seed=0)
+
+
+def test_base_and_policy_are_loaded_each_in_its_own_way(
+    checkpoints: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def load(source: Path, options: LoadOptions) -> Any:
+        asked[source] = options.revision
+        return load_model(source, LoadOptions())
+
+    monkeypatch.setattr(null_models, "load_model", load)
+    random_weights_model(
+        *checkpoints,
+        seed=0,
+        options=LoadOptions(revision="first"),
+        policy_options=LoadOptions(revision="second"),
+    )
+    assert asked == dict(zip(checkpoints, ("first", "second"), strict=True))
 
 
 def test_the_null_model_is_hooked_and_checked(checkpoints: tuple[Path, Path]) -> None:

@@ -10,6 +10,7 @@ from dsteer_tl.cosines import centre
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.spectra import (
     GramAccumulator,
+    leading_components,
     mass_per_component,
     row_entropy,
     spectral_entropy,
@@ -217,3 +218,16 @@ def test_errors():
         mass_per_component(np.ones((2, 3)), 2 * np.eye(3))
     with pytest.raises(ShapeError, match="found d_model 3, expected 4"):
         mass_per_component(np.ones((2, 4)), np.eye(3))
+
+
+@pytest.mark.parametrize("shape", [(7, 20), (50, 12)])
+@pytest.mark.parametrize("centred", [False, True])
+def test_leading_components_are_the_first_of_the_full_decomposition(
+    shape: tuple[int, int], centred: bool
+) -> None:
+    rows = np.random.default_rng(3).normal(size=shape) + 0.4
+    full = spectrum(rows, centred=centred)
+    values, directions = leading_components(rows, 3, centred=centred)
+    np.testing.assert_allclose(values, full.singular_values[:3], rtol=1e-9)
+    alignment = np.abs(np.einsum("ij,ij->i", directions, full.directions[:3]))
+    np.testing.assert_allclose(alignment, 1.0, atol=1e-9)

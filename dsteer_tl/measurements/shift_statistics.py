@@ -25,7 +25,7 @@ from dsteer_tl.cosines import (
     sampled_pair_cosines,
 )
 from dsteer_tl.measurements.settings import MeasurementConfiguration
-from dsteer_tl.spectra import mass_per_component, spectrum
+from dsteer_tl.spectra import leading_components, mass_per_component, spectrum
 
 Rows = Float[np.ndarray, "row d_model"]
 
@@ -130,16 +130,21 @@ def cosine_null_table(shift_set: ShiftSet, configuration: MeasurementConfigurati
     return pd.concat(frames, ignore_index=True)
 
 
+def _ratio(singular_values: Float[np.ndarray, " component"]) -> float:
+    first, second = singular_values
+    return float(second / first) if first > 0 else float("nan")
+
+
 def _sigma_ratio(rows: Rows) -> float:
-    return spectrum(rows, keep=2).sigma_ratio
-
-
-def _u1_v_cos(rows: Rows) -> float:
-    return abs(cosine(spectrum(rows, keep=1).directions[0], rows.mean(axis=0)))
+    return _ratio(leading_components(rows, 2)[0])
 
 
 def _sigma_ratio_centred(rows: Rows) -> float:
-    return spectrum(rows, centred=True, keep=2).sigma_ratio
+    return _ratio(leading_components(rows, 2, centred=True)[0])
+
+
+def _u1_v_cos(rows: Rows) -> float:
+    return abs(cosine(leading_components(rows, 1)[1][0], rows.mean(axis=0)))
 
 
 def _cos_loo_mean(rows: Rows, groups: np.ndarray) -> float:

@@ -53,9 +53,7 @@ def test_rank_one_is_trivial_when_the_mean_is_all_there_is(
 
 def test_row_6_is_trivial_if_random_weight_changes_are_as_parallel() -> None:
     others = {"random_weights": constant(40, 32, seed=8)}
-    tables = shift_tables(
-        capture(normal(40, 32, seed=1), constant(40, 32, seed=7), others=others)
-    )
+    tables = shift_tables(capture(normal(40, 32, seed=1), constant(40, 32, seed=7), others=others))
     found = row(6, tables)
     assert found.verdict is Verdict.TRIVIAL
     assert found.null_name == "random weights"
@@ -282,8 +280,8 @@ def test_rows_on_the_difference_of_equal_models_are_not_run(
 ) -> None:
     tables = {**constant_shift, **planted.identity(1e-6, 3.0)}
     assert row(1, tables, identical=True).verdict is Verdict.REPLICATED
-    for number in SHIFT_ROWS:
-        found = row(number, tables, identical=True)
+    for claim_id in SHIFT_ROWS:
+        found = row(claim_id, tables, identical=True)
         assert found.verdict is Verdict.NOT_RUN
         assert found.reason == "base and policy hold the same weights: no shift"
 

@@ -6,6 +6,7 @@ of the checkpoint; statistics are written out in numpy.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -156,4 +157,4 @@ def test_positions_are_not_all_the_same(
 ) -> None:
     """The comparison above would not see a mix-up of kinds if they gave the same numbers."""
     norms = [reference["h", kind]["v_norm"] for kind in ("last_prompt", "divergence", "response")]
-    assert min(abs(a - b) for a, b in zip(norms, norms[1:], strict=False)) > 0.01 * norms[0]
+    assert min(abs(a - b) for a, b in pairwise(norms)) > 0.01 * norms[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import spearmanr
+from transformers import GraniteConfig
 
 from dsteer_tl.capture import CaptureConfiguration, ShiftSet, capture_shifts
 from dsteer_tl.errors import ShapeError
@@ -20,9 +21,17 @@ from dsteer_tl.measurements.readout import (
     projection_table,
 )
 from dsteer_tl.measurements.recovery_tables import kl_recovery_table, rank_recovery_table
+from dsteer_tl.pair import ModelPair
 from dsteer_tl.preferences import EncodedPair
 from tests import runs
 from tests.measurements.synthetic import QUICK, capture, constant, normal
+from tests.models import (
+    _GROUPED,
+    ARCHITECTURES,
+    policy_of,
+    random_model,
+    tiny_tokenizer,
+)
 from tests.tiny_pairs import encoded_pairs, probes, tiny_pair
 
 COLUMNS = {
@@ -102,6 +111,19 @@ def test_the_identity_holds_with_a_bias_and_with_a_soft_cap(architecture: str) -
     assert here["error"].max() < 1e-3
     assert here["difference"].abs().max() > 0.1
     assert table[table["position_kind"] == "later"]["error"].median() > 0.1
+
+
+def test_the_identity_holds_with_scaled_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {name: value for name, value in _GROUPED.items() if name != "pad_token_id"}
+    monkeypatch.setitem(
+        ARCHITECTURES, "granite", lambda: GraniteConfig(**settings, logits_scaling=4.0)
+    )
+    base = random_model("granite")
+    policy = policy_of(base)  # before the base is hooked
+    pair = ModelPair.load(base, policy, tokenizer=tiny_tokenizer())
+    assert pair.base.readout.scale == 0.25
+    table = identity_table(pair, encoded_pairs()[:2])
+    assert table[table["position_kind"] == "divergence"]["error"].max() < 1e-4
 
 
 def test_pairs_that_do_not_diverge_have_no_identity() -> None:
