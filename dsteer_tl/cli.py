@@ -1,0 +1,370 @@
+"""The ``dsteer`` command: reproduce, train, analyze, check, figures.
+
+Heavy packages are imported inside the commands, so that ``dsteer --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from dsteer_tl.errors import ConfigurationError, DsteerError
+
+if TYPE_CHECKING:
+    from dsteer_tl.experiment.configuration import ExperimentConfiguration
+
+logger = logging.getLogger("dsteer_tl")
+
+# Threads that wait for each other by spinning slow small models fifteenfold as soon as anything
+# else runs on the machine. Read when torch is loaded, so it is set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The spectra are of matrices so small that numpy's threads cost three times what they save.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Run the whole story: preferences, DPO, capture, tables, claims, figures."""
+
+    preset: str = "tales"
+    """Settings to start from; `dsteer presets` lists them."""
+    config: Path | None = None
+    """A YAML file over the preset."""
+    out: Path | None = None
+    """Run directory; default runs/<preset>."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Single settings over the file, as in --set training.beta=0.1 preferences.limit=200."""
+    base: str | None = None
+    """Base model: directory, hub id, or `tales`."""
+    policy: str | None = None
+    """Policy: directory or hub id; without it the policy is trained."""
+    preferences: tuple[str, ...] = ()
+    """Preference files or hub ids instead of the preset's."""
+    require_images: bool = False
+    """Fail if PNG images cannot be made."""
+    images: bool = True
+    """Make PNG images where kaleido and a browser are there."""
+    print_config: bool = False
+    """Print the resolved settings as YAML and stop."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a policy from a base and preference pairs, without the analysis."""
+
+    preset: str = "tales"
+    """Settings to start from."""
+    config: Path | None = None
+    """A YAML file over the preset."""
+    out: Path = Path("runs/train")
+    """Run directory; the policy is written to <out>/policy."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Single settings over the file."""
+    base: str | None = None
+    """Base model: directory, hub id, or `tales`."""
+    preferences: tuple[str, ...] = ()
+    """Preference files or hub ids instead of the preset's."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analyze:
+    """Measure a base and a policy that exist already."""
+
+    base: str
+    """Base model: directory, hub id, or `tales`."""
+    policy: str
+    """Policy: directory, hub id, or a LoRA adapter."""
+    out: Path
+    """Run directory."""
+    prompts: Path | None = None
+    """A file of prompts (.jsonl, .txt, .csv, .parquet)."""
+    preferences: tuple[str, ...] = ()
+    """Preference files or hub ids; all pairs are measured."""
+    config: Path | None = None
+    """A YAML file of settings."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Single settings over the file, as in --set measurement.draws=1000 model.dtype=bfloat16."""
+    drop_overlong: bool = False
+    """Drop and count sequences longer than the context instead of refusing them."""
+    require_images: bool = False
+    """Fail if PNG images cannot be made."""
+    images: bool = True
+    """Make PNG images where kaleido and a browser are there."""
+    print_config: bool = False
+    """Print the resolved settings as YAML and stop."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Load a base and a policy, run self-checks and preflight, and say what differs."""
+
+    base: str
+    """Base model: directory, hub id, or `tales`."""
+    policy: str
+    """Policy: directory, hub id, or a LoRA adapter."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Single settings, as in --set model.backend=hooked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Rebuild every figure and the ledger of a run from its tables; no model is loaded."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory."""
+    require_images: bool = False
+    """Fail if PNG images cannot be made."""
+    images: bool = True
+    """Make PNG images where kaleido and a browser are there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """List the presets with the time and memory to expect."""
+
+    name: str | None = field(default=None)
+    """Print one preset as YAML."""
+
+
+Command = Reproduce | Train | Analyze | Check | Figures | Presets
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for errors, 130 for Ctrl-C."""
+    command = tyro.cli(
+        Command,
+        prog="dsteer",
+        description="Measures how much of preference tuning is a steering vector.",
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    _configure_logging()
+    try:
+        _COMMANDS[type(command)](command)
+    except DsteerError as error:
+        _say(f"dsteer: {error}")
+        return EXIT_ERROR
+    except OSError as error:  # as a full disk, where no module could say more
+        place = f"{error.filename}: " if error.filename else ""
+        _say(f"dsteer: {place}{error.strerror or error}; finished work is kept")
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        _say("dsteer: interrupted; finished work is kept, the same command continues")
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def entry_point() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+def _configure_logging() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logger.setLevel(logging.INFO)
+    # Notices of other packages that no user of this command can act on.
+    warnings.simplefilter("ignore")
+    for name in ("transformers", "datasets", "httpx", "huggingface_hub", "accelerate", "trl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``training.beta=0.1`` and the like into nested settings; values are read as YAML.
+
+    Raises:
+        ConfigurationError: A pair has no ``=``.
+    """
+    import yaml
+
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise ConfigurationError(
+                f"--set {pair!r}: expected NAME=VALUE, as in training.beta=0.1"
+            )
+        place = settings
+        *parents, last = name.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigurationError(f"--set {pair!r}: {parent!r} was given a value before")
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigurationError(f"--set {pair!r}: {value!r} is not a value") from error
+    return settings
+
+
+def _resolve(command: Reproduce | Train | Analyze) -> ExperimentConfiguration:
+    from dsteer_tl.experiment.configuration import (
+        build_configuration,
+        file_settings,
+        preset_settings,
+    )
+
+    preset = getattr(command, "preset", None)
+    layers = [] if preset is None else [preset_settings(preset)]
+    if command.config is not None:
+        layers.append(file_settings(command.config))
+    layers.append(parse_settings(command.set))
+    flags: dict[str, Any] = {}
+    if command.base is not None:
+        flags["base"] = command.base
+    if getattr(command, "policy", None) is not None:
+        flags["policy"] = command.policy  # type: ignore[union-attr]
+    if command.preferences:
+        flags["preferences"] = {"sources": list(command.preferences)}
+    if isinstance(command, Analyze):
+        flags["name"] = command.out.name
+        settings = flags.setdefault("preferences", {"sources": []})
+        settings["prompts"] = "" if command.prompts is None else str(command.prompts)
+        settings["overlong"] = "drop" if command.drop_overlong else "error"
+        if bool(command.prompts) == bool(command.preferences):
+            raise ConfigurationError("give either --prompts or --preferences, to measure on")
+    layers.append(flags)
+    return build_configuration(*layers)
+
+
+def _run(command: Reproduce | Analyze, out: Path) -> None:
+    from dsteer_tl.experiment.configuration import to_yaml
+
+    configuration = _resolve(command)
+    if command.print_config:
+        _show(to_yaml(configuration))
+        return
+    from dsteer_tl.claims import ledger_text
+    from dsteer_tl.experiment.figures import claim_stage, figure_stage
+    from dsteer_tl.experiment.stages import Experiment
+
+    experiment = Experiment(configuration, out, progress=not command.quiet)
+    reports = experiment.run()
+    results = claim_stage(experiment.directory)
+    reports.append(
+        figure_stage(
+            experiment.directory,
+            images=None if command.images else False,
+            require_images=command.require_images,
+        )
+    )
+    ran = [report for report in reports if report.ran]
+    seconds = sum(report.seconds for report in ran)
+    _show(ledger_text(results))
+    _show("")
+    _show(
+        f"{len(ran)} stages in {seconds:.0f} s, {len(reports) - len(ran)} up to date; "
+        f"tables, figures and manifest in {out}"
+    )
+
+
+def _reproduce(command: Reproduce) -> None:
+    _run(command, command.out or Path("runs") / command.preset)
+
+
+def _analyze(command: Analyze) -> None:
+    _run(command, command.out)
+
+
+def _train(command: Train) -> None:
+    from dsteer_tl.experiment.stages import Experiment
+
+    configuration = dataclasses.replace(_resolve(command), policy="")
+    experiment = Experiment(configuration, command.out, progress=not command.quiet)
+    experiment.train()
+    _show(f"policy in {command.out / 'policy'}")
+
+
+def _check(command: Check) -> None:
+    from dsteer_tl.experiment.configuration import build_configuration
+    from dsteer_tl.lens_model import LoadOptions
+    from dsteer_tl.pair import ModelPair
+
+    model = build_configuration(parse_settings(command.set)).model
+    options = LoadOptions(
+        device=model.device,
+        dtype=model.dtype,
+        revision=model.revision or None,
+        trust_remote_code=model.trust_remote_code,
+        device_map=model.device_map or None,
+    )
+    pair = ModelPair.load(command.base, command.policy, backend=model.backend, options=options)
+    for role, lens in (("base", pair.base), ("policy", pair.policy)):
+        _show(
+            f"{role}: {lens.name} ({lens.backend}), {lens.n_layers} layers, d_model "
+            f"{lens.d_model}, vocabulary {lens.d_vocab}, context {lens.n_ctx}: self-check passed"
+        )
+    for item in pair.preflight.items:
+        _show(f"{'same' if item.passed else 'DIFFERS':8}{item.name}: {item.detail}")
+
+
+def _figures(command: Figures) -> None:
+    from dsteer_tl.claims import ledger_text
+    from dsteer_tl.experiment.figures import claim_stage, write_run_figures
+    from dsteer_tl.experiment.run_directory import RunDirectory
+
+    directory = RunDirectory.open(command.directory)
+    results = claim_stage(directory)
+    report = write_run_figures(
+        directory,
+        images=None if command.images else False,
+        require_images=command.require_images,
+    )
+    _show(ledger_text(results))
+    _show("")
+    _show(f"{len(report.written)} files in {directory / 'figures'}")
+
+
+def _presets(command: Presets) -> None:
+    import yaml
+
+    from dsteer_tl.experiment.configuration import (
+        build_configuration,
+        preset_names,
+        preset_settings,
+    )
+
+    if command.name is not None:
+        _show(yaml.safe_dump(dict(preset_settings(command.name)), sort_keys=False).rstrip())
+        return
+    for name in preset_names():
+        found = build_configuration(preset_settings(name))
+        expected = found.expectation
+        _show(f"{name}: {found.description}")
+        how = "measured" if expected.measured else "by arithmetic"
+        _show(f"    {expected.minutes:g} min on {expected.hardware}; {expected.memory} ({how})")
+
+
+_COMMANDS: dict[type, Any] = {
+    Reproduce: _reproduce,
+    Train: _train,
+    Analyze: _analyze,
+    Check: _check,
+    Figures: _figures,
+    Presets: _presets,
+}

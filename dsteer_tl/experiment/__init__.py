@@ -1,0 +1,1 @@
+"""Experiments: settings, stages, run directories, and the figures drawn from them."""

@@ -1,0 +1,128 @@
+"""Every figure of a run, rebuilt from its tables alone: no model and no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from dsteer_tl.claims import ClaimResult, judge
+from dsteer_tl.claims.selection import main_kind
+from dsteer_tl.experiment.run_directory import RunDirectory, StageReport
+from dsteer_tl.files import write_json
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from dsteer_tl.plots import ExportReport
+
+Tables = Mapping[str, pd.DataFrame]
+
+#: Bumped when a figure is drawn differently, so that finished runs draw it again.
+_DRAWING = 1
+
+
+def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure]]]:
+    """Name of each figure, the tables it shows, and how it is drawn."""
+    from dsteer_tl import plots
+
+    def at_main_kind(draw: Callable[..., go.Figure]) -> Callable[[pd.DataFrame], go.Figure]:
+        return lambda table: draw(table, position_kind=main_kind(table))
+
+    return {
+        "figure_1a_logit_geometry": (("geometry", "projections"), plots.logit_geometry),
+        "figure_1a_logit_lens": (("logit_lens",), plots.logit_lens_by_layer),
+        "figure_1b_gradient_field": (("gradient_field", "gradients"), plots.gradient_field),
+        "figure_1c_clouds": (("clouds",), plots.clouds),
+        "figure_3_cosines": (("cosines", "cosine_nulls"), plots.cosine_histogram),
+        "figure_4a_entropy": (("entropy",), at_main_kind(plots.entropy)),
+        "figure_4b_singular_values": (("spectra",), at_main_kind(plots.singular_values)),
+        "sigma_ratio": (("shifts", "nulls"), plots.sigma_ratio),
+        "mass": (("mass",), plots.mass),
+        "kl_recovery": (("kl_recovery",), plots.kl_recovery),
+        "rank_recovery": (("rank_recovery",), plots.rank_recovery),
+        "localisation": (("shifts", "patching"), plots.localisation),
+        "tokens": (("tokens",), plots.tokens),
+        "formation": (("formation",), plots.formation),
+        "training_curve": (("training",), plots.training_curve),
+    }
+
+
+def draw_figures(tables: Tables) -> dict[str, go.Figure]:
+    """Every figure whose tables are there."""
+    return {
+        name: draw(*(tables[table] for table in needed))
+        for name, (needed, draw) in _plots().items()
+        if all(table in tables and len(tables[table]) for table in needed)
+    }
+
+
+def write_run_figures(
+    directory: RunDirectory, *, images: bool | None = None, require_images: bool = False
+) -> ExportReport:
+    """Draw and write the figures of a run: HTML, JSON and, with kaleido and a browser, PNG.
+
+    Raises:
+        RunError: Tables are missing, or an image could not be rendered.
+        DependencyError: Images are required and cannot be made.
+    """
+    from dsteer_tl.plots import write_figures
+
+    figures = draw_figures(directory.tables())
+    return write_figures(
+        figures, directory / "figures", images=images, require_images=require_images
+    )
+
+
+def figure_stage(
+    directory: RunDirectory, *, images: bool | None = None, require_images: bool = False
+) -> StageReport:
+    """Draw the figures unless they are up to date.
+
+    Raises:
+        DependencyError: Images are required and cannot be made.
+    """
+
+    def run() -> list[Path]:
+        report = write_run_figures(directory, images=images, require_images=require_images)
+        return list(report.written)
+
+    hashes = {
+        name: entry["outputs"]
+        for name, entry in directory.manifest["stages"].items()
+        if name.startswith("tables/") or name == "training"
+    }
+    return directory.stage("figures", [_DRAWING, hashes, _can_render(images)], run)
+
+
+def _can_render(images: bool | None) -> bool:
+    """Whether images will be made: a browser that appears later makes the figures stale."""
+    if images is False:
+        return False
+    from importlib.util import find_spec
+
+    from dsteer_tl.plots import find_browser
+
+    return find_spec("kaleido") is not None and find_browser() is not None
+
+
+def claim_stage(directory: RunDirectory) -> list[ClaimResult]:
+    """Judge every claim on the tables of a run and write ``claims.json``."""
+    failed = {
+        item["name"] for item in directory.manifest.get("preflight", ()) if not item["passed"]
+    }
+    results = judge(
+        directory.tables(),
+        tuple(sorted(failed - {"context", "weights"})),
+        identical="weights" in failed,
+    )
+
+    def run() -> list[Path]:
+        path = directory / "claims.json"
+        write_json(path, [result.to_json() for result in results])
+        return [path]
+
+    directory.stage("claims", [result.to_json() for result in results], run)
+    return results

@@ -1,0 +1,208 @@
+"""A run directory: stages keyed by the hash of their inputs, and the manifest that proves it.
+
+A stage whose key and outputs match the manifest is not run again; one that was interrupted has no
+entry and is redone, never trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+
+from dsteer_tl.errors import RunError
+from dsteer_tl.files import hash_content, hash_file, read_json, replacing, write_json
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_PACKAGES = (
+    "dsteer-tl",
+    "torch",
+    "transformers",
+    "transformer-lens",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "plotly",
+    "vaderSentiment",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StageReport:
+    """What became of one stage."""
+
+    name: str
+    ran: bool
+    seconds: float
+
+
+class RunDirectory:
+    """Files of one run and the manifest over them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Open a directory that a run has written.
+
+        Raises:
+            RunError: There is no manifest.
+        """
+        if not (path / MANIFEST).is_file():
+            raise RunError(f"{path} is no run directory: it has no {MANIFEST}")
+        return cls(path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, or an empty one."""
+        path = self.path / MANIFEST
+        if not path.is_file():
+            return {"format": _FORMAT, "stages": {}}
+        content: dict[str, Any] = read_json(path)
+        if content.get("format") != _FORMAT:
+            raise RunError(
+                f"{path} has format {content.get('format')!r}, this version reads {_FORMAT}: use "
+                "another --out"
+            )
+        return content
+
+    def describe(self, entries: Mapping[str, Any]) -> None:
+        """Write facts about the run as a whole into the manifest."""
+        manifest = self.manifest
+        manifest.update(entries)
+        write_json(self.path / MANIFEST, manifest)
+
+    def is_current(self, name: str, key: str) -> bool:
+        """Whether a stage ran with this key and its outputs are as it left them."""
+        entry = self.manifest["stages"].get(name)
+        if entry is None or entry["key"] != key:
+            return False
+        return all(
+            (self.path / output).is_file() and hash_file(self.path / output) == digest
+            for output, digest in entry["outputs"].items()
+        )
+
+    def stage(
+        self,
+        name: str,
+        inputs: Any,
+        run: Callable[[], Sequence[Path]],
+    ) -> StageReport:
+        """Run a stage unless its inputs and outputs are what the manifest says.
+
+        Args:
+            name: Name in the manifest.
+            inputs: Everything that decides the outputs, as JSON-like content.
+            run: Does the work and returns the files it wrote, all inside the directory.
+        """
+        key = hash_content([_FORMAT, name, inputs])
+        if self.is_current(name, key):
+            logger.info("%s: up to date", name)
+            return StageReport(name, ran=False, seconds=0.0)
+        logger.info("%s: running", name)
+        started = time.perf_counter()
+        outputs = run()
+        seconds = time.perf_counter() - started
+        manifest = self.manifest
+        manifest["stages"][name] = {
+            "key": key,
+            "seconds": round(seconds, 3),
+            "outputs": {
+                path.relative_to(self.path).as_posix(): hash_file(path) for path in sorted(outputs)
+            },
+        }
+        write_json(self.path / MANIFEST, manifest)
+        logger.info("%s: %.1f s", name, seconds)
+        return StageReport(name, ran=True, seconds=seconds)
+
+    def keep_tables(self, names: Sequence[str]) -> None:
+        """Remove the tables of an earlier run that this one does not have.
+
+        Figures and claims read every table that is there; one that was measured on other data, as
+        when pairs gave way to prompts, would stand beside the new ones unnoticed.
+        """
+        manifest = self.manifest
+        for path in self.path.glob("tables/*.parquet"):
+            if path.stem not in names:
+                path.unlink()
+                manifest["stages"].pop(f"tables/{path.stem}", None)
+        write_json(self.path / MANIFEST, manifest)
+
+    def output_hashes(self, name: str) -> dict[str, str]:
+        """Hashes of what a finished stage wrote: the inputs of the stages after it."""
+        outputs: dict[str, str] = self.manifest["stages"][name]["outputs"]
+        return outputs
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Read a table.
+
+        Raises:
+            RunError: It is not there or cannot be read.
+        """
+        path = self.path / "tables" / f"{name}.parquet"
+        if not path.is_file():
+            raise RunError(f"{path} is missing: the run is incomplete; run the same command again")
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}): it was altered or cut short"
+            ) from error
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every table of the run by name."""
+        return {
+            path.stem: self.table(path.stem) for path in sorted(self.path.glob("tables/*.parquet"))
+        }
+
+    def write_table(self, name: str, table: pd.DataFrame) -> Path:
+        """Write a table as parquet, atomically."""
+        path = self.path / "tables" / f"{name}.parquet"
+        with replacing(path) as temporary:
+            table.to_parquet(temporary, index=False)
+        return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the numbers depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine, as far as it explains times and rounding."""
+    import torch
+
+    found: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": psutil.cpu_count(logical=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "torch_threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

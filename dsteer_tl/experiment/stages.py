@@ -1,0 +1,298 @@
+"""The stages of a run, in the order of the data: preferences → policy → capture → tables → claims.
+
+Each stage leaves files that the next one reads; models are loaded only if a stage needs them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dsteer_tl.capture import CaptureConfiguration, ShiftSet, capture_shifts
+from dsteer_tl.errors import DataError
+from dsteer_tl.experiment.configuration import ExperimentConfiguration, to_yaml
+from dsteer_tl.experiment.gathering import gather_preferences
+from dsteer_tl.experiment.probing import build_probes
+from dsteer_tl.experiment.run_directory import RunDirectory, StageReport, hardware, versions
+from dsteer_tl.experiment.source_identity import source_identity
+from dsteer_tl.files import hash_file, replacing
+from dsteer_tl.lens_model import LensModel, LoadOptions
+from dsteer_tl.measurements import GRADIENT_TABLES, PAIR_TABLES, TABLES, MeasurementInputs
+from dsteer_tl.null_models import random_weights_model
+from dsteer_tl.pair import ModelPair, is_adapter
+from dsteer_tl.positions import Probe
+from dsteer_tl.preferences import PreferenceSet, encode_pair, load_prompts
+from dsteer_tl.training import train_dpo
+
+logger = logging.getLogger(__name__)
+
+
+class Experiment:
+    """One run: settings, a directory, and what is loaded so far."""
+
+    def __init__(
+        self, configuration: ExperimentConfiguration, folder: Path, *, progress: bool = True
+    ) -> None:
+        self.configuration = configuration
+        self.directory = RunDirectory(folder)
+        self.progress = progress
+
+    def run(self) -> list[StageReport]:
+        """Run every stage up to the tables; finished ones are left as they are.
+
+        Raises:
+            DsteerError: Something is wrong with settings, data, models or the disk.
+        """
+        self._write_settings()
+        reports = [self._preferences_stage()]
+        if not self.configuration.policy:
+            reports.append(self._training_stage())
+        reports.append(self._capture_stage())
+        names = self._table_names()
+        trained = () if self.configuration.policy else ("training", "formation")
+        self.directory.keep_tables([*names, *trained])
+        reports += [self._table_stage(name) for name in names]
+        self.directory.describe(
+            {
+                "name": self.configuration.name,
+                "models": {
+                    "base": {"source": self.configuration.base},
+                    "policy": {"source": self.configuration.policy or "trained in this run"},
+                    "weights": self.shift_set.hashes,
+                },
+                "versions": versions(),
+                "hardware": hardware(),
+                "seeds": {
+                    "preferences": self.configuration.preferences.seed,
+                    "sampling": self.configuration.preferences.sampling.seed,
+                    "training": self.configuration.training.seed,
+                    "measurement": self.configuration.measurement.seed,
+                },
+            }
+        )
+        return reports
+
+    def train(self) -> list[StageReport]:
+        """Run the stages up to the policy.
+
+        Raises:
+            DsteerError: Something is wrong with settings, data, models or the disk.
+        """
+        self._write_settings()
+        return [self._preferences_stage(), self._training_stage()]
+
+    def _write_settings(self) -> None:
+        with replacing(self.directory / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(self.configuration), "utf-8")
+
+    # Loading, each at most once and only when asked for.
+
+    @cached_property
+    def options(self) -> LoadOptions:
+        """How the base is loaded."""
+        model = self.configuration.model
+        return LoadOptions(
+            device=model.device,
+            dtype=model.dtype,
+            revision=model.revision or None,
+            trust_remote_code=model.trust_remote_code,
+            device_map=model.device_map or None,
+        )
+
+    @cached_property
+    def policy_source(self) -> str:
+        """Directory or hub id of the policy."""
+        return self.configuration.policy or str(self.directory / "policy")
+
+    @cached_property
+    def policy_options(self) -> LoadOptions:
+        """How the policy is loaded."""
+        model = self.configuration.model
+        return LoadOptions(
+            device=model.device,
+            dtype=model.dtype,
+            revision=(model.policy_revision or None) if self.configuration.policy else None,
+            trust_remote_code=model.trust_remote_code,
+            device_map=model.device_map or None,
+        )
+
+    @cached_property
+    def pair(self) -> ModelPair:
+        """Base and policy, hooked and checked."""
+        pair = ModelPair.load(
+            self.configuration.base,
+            self.policy_source,
+            backend=self.configuration.model.backend,
+            options=self.options,
+            policy_options=self.policy_options,
+        )
+        for item in pair.preflight.differences:
+            logger.info("base and policy differ in %s: %s", item.name, item.detail)
+        self.directory.describe({"preflight": [asdict(item) for item in pair.preflight.items]})
+        return pair
+
+    @cached_property
+    def preferences(self) -> PreferenceSet | None:
+        """The pairs of this run, or None where there are only prompts."""
+        if self.configuration.preferences.prompts:
+            return None
+        return PreferenceSet.load(self.directory / "preferences.jsonl")
+
+    @cached_property
+    def measured_pairs(self) -> PreferenceSet | None:
+        """Held-out pairs, or all of them where nothing was trained."""
+        if self.preferences is None:
+            return None
+        pairs = self.preferences if self.configuration.policy else self.preferences.held_out
+        limit = self.configuration.measurement.pairs
+        return pairs.limit(limit, self.configuration.measurement.seed) if limit else pairs
+
+    @cached_property
+    def probes(self) -> tuple[Probe, ...]:
+        """Token sequences and positions to read."""
+        return build_probes(
+            self.pair.tokenizer, self.measured_pairs, self.configuration, self.pair.base
+        )
+
+    @cached_property
+    def shift_set(self) -> ShiftSet:
+        """The captured residuals."""
+        return ShiftSet.open(self.directory / "capture")
+
+    # Stages.
+
+    @cached_property
+    def _base_identity(self) -> str:
+        return source_identity(self.configuration.base, self.options.revision)
+
+    def _preferences_stage(self) -> StageReport:
+        settings = self.configuration.preferences
+        inputs = [asdict(settings), self._base_identity, bool(self.configuration.policy)]
+        inputs.append(
+            [
+                hash_file(Path(s))
+                for s in (*settings.sources, settings.prompts)
+                if s and Path(s).is_file()
+            ]
+        )
+        return self.directory.stage("preferences", inputs, self._write_preferences)
+
+    def _write_preferences(self) -> list[Path]:
+        settings = self.configuration.preferences
+        if settings.prompts:
+            load_prompts(Path(settings.prompts))
+            return []
+        preferences = gather_preferences(self.configuration, self.options)
+        path = self.directory / "preferences.jsonl"
+        preferences.save(path)
+        return [path, path.with_name("preferences.dropped.json")]
+
+    def _training_stage(self) -> StageReport:
+        inputs = [
+            asdict(self.configuration.training),
+            self._base_identity,
+            asdict(self.configuration.model),
+            self.directory.output_hashes("preferences"),
+        ]
+        return self.directory.stage("training", inputs, self._train)
+
+    def _train(self) -> list[Path]:
+        if self.preferences is None:
+            raise DataError("there are prompts but no pairs to train on: set policy")
+        result = train_dpo(
+            self.configuration.base,
+            self.preferences,
+            self.directory / "policy",
+            self.configuration.training,
+            options=self.options,
+            progress=self.progress,
+        )
+        return [
+            *(path for path in result.policy.rglob("*") if path.is_file()),
+            self.directory.write_table("training", result.training),
+            self.directory.write_table("formation", result.formation),
+        ]
+
+    def _capture_inputs(self) -> list[Any]:
+        policy = (
+            source_identity(self.configuration.policy, self.policy_options.revision)
+            if self.configuration.policy
+            else self.directory.output_hashes("training")
+        )
+        settings = self.configuration.measurement
+        prompts = self.configuration.preferences.prompts
+        return [
+            self._base_identity,
+            policy,
+            asdict(self.configuration.model),
+            hash_file(Path(prompts)) if prompts else self.directory.output_hashes("preferences"),
+            [settings.position_kinds, settings.response_limit, settings.pairs],
+            [settings.random_weights, settings.seed, self.configuration.preferences.overlong],
+        ]
+
+    def _capture_stage(self) -> StageReport:
+        return self.directory.stage("capture", self._capture_inputs(), self._capture)
+
+    def _capture(self) -> list[Path]:
+        settings = self.configuration.measurement
+        pair = self.pair  # refused here, with a reason, if the two models are no pair
+        controls: dict[str, LensModel] = {}
+        if settings.random_weights and not is_adapter(self.policy_source):
+            controls["random_weights"] = random_weights_model(
+                self.configuration.base,
+                self.policy_source,
+                seed=settings.seed,
+                backend=self.configuration.model.backend,
+                options=self.options,
+                policy_options=self.policy_options,
+            )
+        folder = self.directory / "capture"
+        capture_shifts(
+            pair,
+            self.probes,
+            controls=controls,
+            folder=folder,
+            configuration=CaptureConfiguration(
+                token_budget=settings.token_budget, progress=self.progress
+            ),
+        )
+        return [path for path in folder.iterdir() if path.is_file()]
+
+    def _table_names(self) -> tuple[str, ...]:
+        if "divergence" in self.shift_set.kinds:
+            return tuple(TABLES)
+        return tuple(name for name in TABLES if name not in PAIR_TABLES)
+
+    def _table_stage(self, name: str) -> StageReport:
+        inputs = [
+            name,
+            self._capture_inputs(),
+            self.directory.output_hashes("capture"),
+            asdict(self.configuration.measurement),
+            self.configuration.training.beta if name in GRADIENT_TABLES else None,
+        ]
+        build: Callable[[MeasurementInputs], pd.DataFrame] = TABLES[name]
+
+        def run() -> list[Path]:
+            return [self.directory.write_table(name, build(self._measurement_inputs))]
+
+        return self.directory.stage(f"tables/{name}", inputs, run)
+
+    @cached_property
+    def _measurement_inputs(self) -> MeasurementInputs:
+        pairs = self.measured_pairs
+        return MeasurementInputs(
+            load_pair=lambda: self.pair,
+            shift_set=self.shift_set,
+            load_probes=lambda: self.probes,
+            load_encoded=lambda: [encode_pair(self.pair.tokenizer, item) for item in pairs or ()],
+            configuration=self.configuration.measurement,
+            beta=self.configuration.training.beta,
+            progress=self.progress,
+        )
