@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,7 +82,7 @@ def test_spread_evenly(count: int, limit: int | None, start: int) -> None:
     assert len(found) == (count if limit is None else min(count, limit))
     if len(found) >= 2:
         assert (found[0], found[-1]) == (positions[0], positions[-1])
-        gaps = [b - a for a, b in zip(found, found[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(found)]
         assert max(gaps) - min(gaps) <= 1
 
 
@@ -97,7 +99,7 @@ def test_prompts() -> None:
 
 @pytest.mark.parametrize("kind", ["first", "token.", "token.-1", "token.1\n", "token.01", ""])
 def test_unknown_kinds(kind: str) -> None:
-    with pytest.raises(ConfigurationError, match="unknown position kind .* preference pairs"):
+    with pytest.raises(ConfigurationError, match=r"unknown position kind .* preference pairs"):
         probes_from_pairs(TOKENIZER, [PreferencePair("a", "the", "no")], [kind])
 
 

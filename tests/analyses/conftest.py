@@ -1,0 +1,37 @@
+"""One small run of the whole pipeline, shared by the tests of the scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dsteer_tl.cli import main
+
+#: The smallest settings that give every table rows.
+SETTINGS = (
+    "preferences.sampling.prompts=48",
+    "preferences.sampling.completions_per_prompt=6",
+    "preferences.sampling.max_new_tokens=16",
+    "preferences.sampling.whole_sentences=false",
+    "preferences.sampling.margin=0.05",
+    "preferences.held_out_share=0.4",
+    "training.max_steps=6",
+    "training.evaluate_every=2",
+    "measurement.response_limit=2",
+    "measurement.draws=20",
+    "measurement.null_draws=2",
+    "measurement.gradient_pairs=6",
+    "measurement.patching_pairs=6",
+    "measurement.coefficients=[0.0, 0.5, 1.0]",
+    "measurement.ranks=[1, 2]",
+)
+
+
+@pytest.fixture(scope="session")
+def run_directory(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on a pretrained model of 260k parameters."""
+    folder = tmp_path_factory.mktemp("run") / "tales"
+    arguments = ["reproduce", "--base", str(stories260k), "--out", str(folder), "--quiet"]
+    assert main([*arguments, "--no-images", "--set", *SETTINGS]) == 0
+    return folder

@@ -1,0 +1,119 @@
+"""Every script runs on a finished run, prints nothing, and redraws its figures as they were."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dsteer_tl.claims import LEDGER
+from dsteer_tl.errors import RunError
+
+FOLDER = Path(__file__).resolve().parents[2] / "analyses"
+#: Scripts that read a run, and the figures that each shows.
+FIGURES = {
+    "figure_1a_logit_geometry": ("figure_1a_logit_geometry", "figure_1a_logit_lens"),
+    "figure_1b_gradient_field": ("figure_1b_gradient_field",),
+    "figure_1c_clouds": ("figure_1c_clouds",),
+    "figure_3_cosines": ("figure_3_cosines",),
+    "figure_4a_entropy": ("figure_4a_entropy",),
+    "figure_4b_singular_values": ("figure_4b_singular_values", "sigma_ratio", "mass"),
+    "kl_recovery": ("kl_recovery", "rank_recovery"),
+    "formation": ("formation", "training_curve"),
+    "localisation": ("localisation",),
+    "tokens": ("tokens",),
+}
+
+
+def run_script(
+    name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> dict[str, Any]:
+    """Run a script as `python analyses/<name>.py …` would, in an empty working directory."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+    # A script configures logging for itself; here pytest has the handlers.
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    return runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+
+
+def test_every_script_that_shows_a_figure_is_tested() -> None:
+    found = {path.stem for path in FOLDER.glob("*.py") if "**Shown.**" in path.read_text("utf-8")}
+    assert found == set(FIGURES)
+
+
+def test_every_row_of_the_ledger_has_a_script() -> None:
+    shown = {figure for figures in FIGURES.values() for figure in figures}
+    assert {claim.figure for claim in LEDGER} <= shown
+    text = "".join((FOLDER / f"{name}.py").read_text("utf-8") for name in FIGURES)
+    assert all(re.search(rf"\b[Rr]ows? {claim.id}\b|, row {claim.id}\b", text) for claim in LEDGER)
+
+
+@pytest.mark.parametrize("name", sorted(set(FIGURES) | {"your_own_pair"}))
+def test_script_opens_as_a_notebook_and_says_what_is_shown(name: str) -> None:
+    text = (FOLDER / f"{name}.py").read_text("utf-8")
+    assert text.startswith("# %% [markdown]\n# # ")
+    introduction = text.split("# %%\n")[0]
+    assert "**Null" in introduction
+    assert name not in FIGURES or "**Claim" in introduction
+    assert f"analyses/{name}.py" in introduction
+    called = {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    assert "print" not in called
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_script_shows_figures_and_numbers_of_a_run(
+    name: str,
+    run_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pages = [run_directory / "figures" / f"{figure}.html" for figure in FIGURES[name]]
+    before = {page: page.read_bytes() for page in pages}
+    for page in pages:
+        page.unlink()
+    found = run_script(name, [str(run_directory)], monkeypatch, tmp_path)
+    # The script draws what `dsteer reproduce` drew, byte for byte.
+    assert {page: page.read_bytes() for page in pages} == before
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+    for table in (found["numbers"], found["ledger"]):
+        assert isinstance(table, pd.DataFrame)
+        assert 0 < len(table) <= 60
+    assert set(found["ledger"].index) <= {claim.id for claim in LEDGER}
+
+
+def test_script_without_a_run_says_which_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RunError, match=r"runs/tales is no run directory"):
+        run_script("figure_3_cosines", [], monkeypatch, tmp_path)
+
+
+def test_your_own_pair_steers_both_ways(
+    run_directory: Path,
+    stories260k: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = [str(stories260k), str(run_directory / "policy")]
+    found = run_script("your_own_pair", arguments, monkeypatch, tmp_path)
+    assert capsys.readouterr().out == ""
+    assert list(found["continuations"].index) == [
+        "base",
+        "policy",
+        "base + v*",
+        "base + random",
+        "policy - v*",
+    ]
+    assert found["continuations"]["continuation"].str.len().min() > 0
+    assert found["control"].norm == pytest.approx(found["v_star"].norm)
+    assert found["numbers"]["cos_loo"].between(-1, 1).all()
