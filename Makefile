@@ -1,0 +1,52 @@
+# Two commands do everything on a fresh machine: `make reproduce` and `make test`.
+# Each installs what it needs into .venv first, and not again until the lock or pyproject changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= runs/tales
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+# Threads that spin while they wait slow small models fifteenfold on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+export OPENBLAS_NUM_THREADS ?= 1
+
+.PHONY: help reproduce test lint bench figures clean
+
+help:
+	@echo "make reproduce   the whole story on the embedded model: DPO, figures, ledger (OUT=runs/tales)"
+	@echo "make test        the test suite"
+	@echo "make lint        ruff and mypy"
+	@echo "make bench       ratios against the floor, into figures/benchmarks.json"
+	@echo "make figures     copy the PNGs and tables of OUT into figures/"
+	@echo "make clean       remove environments and caches (runs are kept)"
+
+# torch goes first and alone: with it in place no later requirement asks for another build.
+$(VENV)/installed: pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "dsteer_tl needs Python 3.11 or newer, found %d.%d: set PYTHON=…" % sys.version_info[:2]'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[images,peft,test,lint]'
+	@touch $@
+
+reproduce: $(VENV)/installed
+	$(BIN)/dsteer reproduce --preset tales --out $(OUT) $(ARGS)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
+
+figures: $(VENV)/installed
+	$(BIN)/python analyses/publish_figures.py $(OUT) figures
+
+clean:
+	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
