@@ -81,6 +81,8 @@ class ShiftSet:
             RunError: Files are missing or damaged.
         """
         index = read_json(folder / _INDEX)
+        if not (isinstance(index, dict) and index.get("finished")):
+            raise RunError(f"{folder} holds a capture that is not finished: run it again")
         shards = [folder / name for name in index["shards"]]
         for shard in shards:
             if not _readable(shard):

@@ -18,7 +18,12 @@ from dsteer_tl.files import hash_content
 from dsteer_tl.lens_model import Backend, LensModel, LoadOptions, load_lens_model, load_tokenizer
 from dsteer_tl.lens_model.base import Edit
 from dsteer_tl.lens_model.bridge import BridgeLens
-from dsteer_tl.lens_model.checkpoint import hash_weights, load_model, resolve_source
+from dsteer_tl.lens_model.checkpoint import (
+    first_line,
+    hash_weights,
+    load_model,
+    resolve_source,
+)
 from dsteer_tl.lens_model.readout import hash_tensors
 from dsteer_tl.lens_model.self_check import reference_logits, run_self_check
 
@@ -146,15 +151,18 @@ class ModelPair:
             with warnings.catch_warnings():
                 # PEFT reads a property of transformers that is on its way out.
                 warnings.simplefilter("ignore", FutureWarning)
+                # Of weights that the file lacks it only warns.
+                warnings.filterwarnings("error", "Found missing adapter keys")
                 adapted = PeftModel.from_pretrained(model, str(adapter)).eval()
         except Exception as error:
             raise CheckpointError(
-                f"cannot load the adapter {adapter} onto {label}: {str(error).splitlines()[0]}"
+                f"cannot load the adapter {adapter} onto {label}: {first_line(error)}"
             ) from error
         # The scaling is part of the policy as much as the matrices are.
         settings = {n: c.to_dict() for n, c in adapted.peft_config.items()}
         policy_hash = hash_tensors(
-            get_peft_model_state_dict(adapted), f"{base_hash} {hash_content(settings)}"
+            get_peft_model_state_dict(adapted, save_embedding_layers=False),
+            f"{base_hash} {hash_content(settings)}",
         )
         plain = adapted.get_base_model()
         policy_reference = reference_logits(plain)

@@ -79,7 +79,7 @@ def _check_folder(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
-                f"{path} cannot be read ({_first_line(error)}): it is damaged or cut short, so "
+                f"{path} cannot be read ({first_line(error)}): it is damaged or cut short, so "
                 "copy or download it again"
             ) from error
 
@@ -115,7 +115,7 @@ def load_model(source: str | Path, options: LoadOptions) -> PreTrainedModel:
             )
     except Exception as error:  # transformers and safetensors raise many kinds
         raise CheckpointError(
-            f"cannot load a causal language model from {source}: {_first_line(error)}"
+            f"cannot load a causal language model from {source}: {first_line(error)}"
         ) from error
     model: PreTrainedModel = loaded[0]
     missing = sorted(loaded[1].get("missing_keys", ()))
@@ -141,7 +141,7 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CheckpointError(
-            f"device {device!r} cannot be used here ({_first_line(error)}): set model.device to "
+            f"device {device!r} cannot be used here ({first_line(error)}): set model.device to "
             "'cpu' or to a device that torch sees"
         ) from error
 
@@ -159,7 +159,7 @@ def load_tokenizer(source: str | Path, options: LoadOptions) -> PreTrainedTokeni
         )
     except Exception as error:
         raise CheckpointError(
-            f"cannot load a tokenizer from {source}: {_first_line(error)}"
+            f"cannot load a tokenizer from {source}: {first_line(error)}"
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -202,6 +202,7 @@ def quiet_transformers() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Kind and first line of an error from elsewhere, for a message of one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"[:300]

@@ -17,6 +17,8 @@ Rows = Float[np.ndarray, "row d_model"]
 _KEPT = 32
 #: Entropy is bootstrapped with fewer draws than a mean: each draw is an eigenvalue problem.
 _ENTROPY_DRAWS = 60
+#: Half-width of a normal 95 % interval in standard deviations.
+_NORMAL_95 = 1.96
 
 
 def _matrices(shift_set: ShiftSet, site: str, kind: str) -> dict[str, Rows]:
@@ -58,7 +60,9 @@ def spectra_table(shift_set: ShiftSet) -> pd.DataFrame:
 
 
 def entropy_table(shift_set: ShiftSet, configuration: MeasurementConfiguration) -> pd.DataFrame:
-    """The table ``entropy``: spectral entropy in nats with a bootstrap over prompts (Figure 4a).
+    """The table ``entropy``: spectral entropy in nats (Figure 4a).
+
+    Intervals are the estimate ± 1.96 standard deviations of a bootstrap over prompts.
 
     Every matrix has the same number of rows, so that entropies compare. The row
     ``policy_minus_base`` is the change, bootstrapped over the same prompts for both, and
@@ -79,9 +83,10 @@ def entropy_table(shift_set: ShiftSet, configuration: MeasurementConfiguration) 
             if "random_states" in draws:
                 draws["random_minus_base"] = draws.pop("random_states") - draws["base"]
             for name, values in draws.items():
-                # A resample repeats rows and so has a lower entropy than the rows themselves: the
-                # basic interval reflects the draws about the estimate and takes that bias out.
-                low, high = 2 * values[0] - np.quantile(values[1:], [0.975, 0.025])
+                # A resample repeats rows and so has a lower entropy than the rows themselves:
+                # its spread is used, and not its level.
+                margin = _NORMAL_95 * float(np.std(values[1:], ddof=1))
+                low, high = values[0] - margin, values[0] + margin
                 rows.append(
                     {
                         "site": site,

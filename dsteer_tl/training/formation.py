@@ -143,6 +143,7 @@ def formation_table(folder: Path) -> pd.DataFrame:
     for step, found in records.items():
         shifts = found["h"].double().numpy() - base
         moved = step > 0 and bool(np.any(shifts))
+        several = moved and len(shifts) > 1  # one row has no spread and no second direction
         cosines = _cosines_to(shifts, direction) if moved else np.array([np.nan])
         chosen, rejected = float(found["chosen_logp"].mean()), float(found["rejected_logp"].mean())
         rows.append(
@@ -150,9 +151,9 @@ def formation_table(folder: Path) -> pd.DataFrame:
                 "step": step,
                 "site": FINAL,
                 "cos_to_final": float(cosines.mean()),
-                "cos_to_own_mean": float(cosines_to_mean(shifts).mean()) if moved else np.nan,
+                "cos_to_own_mean": float(cosines_to_mean(shifts).mean()) if several else np.nan,
                 "cos_sd": float(cosines.std()),
-                "sigma_ratio": spectrum(shifts).sigma_ratio if moved else np.nan,
+                "sigma_ratio": spectrum(shifts).sigma_ratio if several else np.nan,
                 "v_norm": float(np.linalg.norm(shifts.mean(axis=0))),
                 "chosen_logp": chosen,
                 "rejected_logp": rejected,
