@@ -4,54 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsteer_tl.errors import CheckpointError, DependencyError, PairError
 from dsteer_tl.files import hash_content
 from dsteer_tl.lens_model import Backend, LensModel, LoadOptions, load_lens_model, load_tokenizer
-from dsteer_tl.lens_model.base import Edit
+from dsteer_tl.lens_model.adapter import AdapterLens, is_adapter
 from dsteer_tl.lens_model.bridge import BridgeLens
 from dsteer_tl.lens_model.checkpoint import (
     first_line,
     hash_weights,
     load_model,
-    resolve_source,
 )
 from dsteer_tl.lens_model.readout import hash_tensors
 from dsteer_tl.lens_model.self_check import reference_logits, run_self_check
-
-
-@dataclass(frozen=True, slots=True)
-class PreflightItem:
-    """One property compared between base and policy."""
-
-    name: str
-    passed: bool
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Preflight:
-    """What base and policy share. Differences are named in every verdict that depends on them."""
-
-    items: tuple[PreflightItem, ...]
-
-    @property
-    def differences(self) -> tuple[PreflightItem, ...]:
-        """The properties in which the two models differ."""
-        return tuple(item for item in self.items if not item.passed)
-
-    @property
-    def same_readout(self) -> bool:
-        """Whether W_U, b_U and the final gain are equal, so that logits share one basis."""
-        return all(item.passed for item in self.items if item.name in {"W_U", "b_U", "final norm"})
+from dsteer_tl.preflight import Preflight, run_preflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,76 +149,6 @@ class ModelPair:
         )
 
 
-class AdapterLens(LensModel):
-    """A view of one hooked model with its adapter on or off."""
-
-    backend = "TransformerBridge + adapter"
-
-    def __init__(
-        self,
-        inner: BridgeLens,
-        context: Callable[[], contextlib.AbstractContextManager[Any]],
-        name: str,
-        weights_hash: str,
-    ) -> None:
-        self._inner, self._context = inner, context
-        self.name, self.weights_hash = name, weights_hash
-        self.n_layers, self.d_model = inner.n_layers, inner.d_model
-        self.d_vocab, self.n_ctx = inner.d_vocab, inner.n_ctx
-        self.readout, self.end_token_ids = inner.readout, inner.end_token_ids
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go."""
-        return self._inner.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self._inner.dtype
-
-    @property
-    def norm_parameters(self) -> dict[str, Tensor]:
-        """Gain and, where there is one, bias of the final norm."""
-        return self._inner.norm_parameters
-
-    def final_norm(self, x: Tensor) -> Tensor:
-        """The model's own final norm, gain included."""
-        with self._context():
-            return self._inner.final_norm(x)
-
-    def hook_name(self, site: str) -> str:
-        """The TransformerLens hook of a site."""
-        return self._inner.hook_name(site)
-
-    def hook_names(self) -> frozenset[str]:
-        """Every hook name."""
-        return self._inner.hook_names()
-
-    def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
-        with self._context():
-            return self._inner._forward(ids, mask, last_only=last_only)
-
-    @contextlib.contextmanager
-    def _read(self, site: str, function: Callable[[Tensor], None]) -> Iterator[None]:
-        with self._inner._read(site, function):
-            yield
-
-    @contextlib.contextmanager
-    def _write(self, edit: Edit) -> Iterator[None]:
-        with self._inner._write(edit):
-            yield
-
-    def _generate(self, ids: Tensor, mask: Tensor, **settings: Any) -> Tensor:
-        with self._context():
-            return self._inner._generate(ids, mask, **settings)
-
-
-def is_adapter(source: str | Path) -> bool:
-    """Whether a directory holds a PEFT adapter instead of a full checkpoint."""
-    return (Path(resolve_source(source)) / "adapter_config.json").is_file()
-
-
 def _tokenizer_of(
     source: str | Path | PreTrainedModel, options: LoadOptions
 ) -> PreTrainedTokenizerBase:
@@ -257,88 +157,3 @@ def _tokenizer_of(
             "a model in memory has no tokenizer with it: pass tokenizer=… to ModelPair.load"
         )
     return load_tokenizer(source, options)
-
-
-def run_preflight(
-    base: LensModel,
-    policy: LensModel,
-    tokenizer: PreTrainedTokenizerBase,
-    policy_tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Preflight:
-    """Compare everything that a shared basis of residuals and logits rests on.
-
-    Raises:
-        PairError: Depth, width or vocabulary differ, so that no shift is defined.
-    """
-    for name in ("n_layers", "d_model", "d_vocab"):
-        found, expected = getattr(policy, name), getattr(base, name)
-        if found != expected:
-            raise PairError(
-                f"policy {policy.name} has {name} {found}, base {base.name} has {expected}: a "
-                "shift is defined only between a model and its own fine-tune"
-            )
-    items = [
-        _compare_tensors("W_U", base.W_U, policy.W_U),
-        _compare_tensors("b_U", base.b_U, policy.b_U),
-        _compare_norms(base, policy),
-        PreflightItem(
-            "output transform",
-            (base.readout.softcap, base.readout.scale)
-            == (policy.readout.softcap, policy.readout.scale),
-            f"soft-cap and scale {base.readout.softcap}, {base.readout.scale} in the base, "
-            f"{policy.readout.softcap}, {policy.readout.scale} in the policy",
-        ),
-        PreflightItem("dtype", base.dtype == policy.dtype, f"{base.dtype} and {policy.dtype}"),
-        PreflightItem("context", base.n_ctx == policy.n_ctx, f"{base.n_ctx} and {policy.n_ctx}"),
-        PreflightItem(
-            "weights",
-            base.weights_hash != policy.weights_hash,
-            "base and policy differ, as they should"
-            if base.weights_hash != policy.weights_hash
-            else "base and policy hold the same weights: every shift will be zero",
-        ),
-    ]
-    if policy_tokenizer is not None:
-        base_vocabulary, policy_vocabulary = tokenizer.get_vocab(), policy_tokenizer.get_vocab()
-        if base_vocabulary != policy_vocabulary:
-            differing = set(base_vocabulary.items()) ^ set(policy_vocabulary.items())
-            raise PairError(
-                f"the tokenizers of {base.name} and {policy.name} differ in {len(differing)} "
-                "entries: the same text would give other tokens"
-            )
-        templates = tokenizer.chat_template, policy_tokenizer.chat_template
-        items.append(PreflightItem("tokenizer", True, f"{len(base_vocabulary)} equal entries"))
-        items.append(
-            PreflightItem(
-                "chat template",
-                templates[0] == templates[1],
-                "equal" if templates[0] == templates[1] else "the base's template is used for both",
-            )
-        )
-    return Preflight(tuple(items))
-
-
-def _compare_tensors(name: str, base: Tensor, policy: Tensor) -> PreflightItem:
-    if base is policy or torch.equal(base.cpu(), policy.cpu()):
-        return PreflightItem(name, True, "bitwise equal")
-    base64, policy64 = base.double().cpu(), policy.double().cpu()
-    change = float((policy64 - base64).norm() / base64.norm().clamp(min=1e-30))
-    return PreflightItem(
-        name,
-        False,
-        f"relative change {change:.2g}; the base's is the reference, the rest is readout",
-    )
-
-
-def _compare_norms(base: LensModel, policy: LensModel) -> PreflightItem:
-    ours, theirs = base.norm_parameters, policy.norm_parameters
-    if ours.keys() != theirs.keys():
-        raise PairError(
-            f"the final norm of {policy.name} has {sorted(theirs)}, that of {base.name} has "
-            f"{sorted(ours)}: they are models of different architectures"
-        )
-    for name, parameter in ours.items():
-        item = _compare_tensors("final norm", parameter, theirs[name])
-        if not item.passed:
-            return item
-    return PreflightItem("final norm", True, "bitwise equal")

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from dsteer_tl.errors import CheckpointError, PairError, SelfCheckError
 from dsteer_tl.lens_model import Edit, LoadOptions, load_model, pad
-from dsteer_tl.pair import ModelPair, is_adapter
+from dsteer_tl.lens_model.adapter import is_adapter
+from dsteer_tl.pair import ModelPair
 from tests.models import (
     VOCABULARY,
     policy_of,

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def gather_preferences(
-    configuration: ExperimentConfiguration, options: LoadOptions
+    configuration: ExperimentConfiguration, options: LoadOptions, *, progress: bool = True
 ) -> PreferenceSet:
     """Every source in one set, split if a policy is to be trained on it.
 
@@ -47,6 +47,7 @@ def gather_preferences(
                 tokenizer,
                 get_scorer(settings.scorer),
                 settings.sampling,
+                progress=progress,
             )
         else:
             found = load_preferences(

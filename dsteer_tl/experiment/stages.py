@@ -23,9 +23,10 @@ from dsteer_tl.experiment.run_directory import RunDirectory, StageReport, hardwa
 from dsteer_tl.experiment.source_identity import source_identity
 from dsteer_tl.files import hash_file, replacing
 from dsteer_tl.lens_model import LensModel, LoadOptions
+from dsteer_tl.lens_model.adapter import is_adapter
 from dsteer_tl.measurements import GRADIENT_TABLES, PAIR_TABLES, TABLES, MeasurementInputs
 from dsteer_tl.null_models import random_weights_model
-from dsteer_tl.pair import ModelPair, is_adapter
+from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
 from dsteer_tl.preferences import PreferenceSet, encode_pair, load_prompts
 from dsteer_tl.training import train_dpo
@@ -188,7 +189,7 @@ class Experiment:
         if settings.prompts:
             load_prompts(Path(settings.prompts))
             return []
-        preferences = gather_preferences(self.configuration, self.options)
+        preferences = gather_preferences(self.configuration, self.options, progress=self.progress)
         path = self.directory / "preferences.jsonl"
         preferences.save(path)
         return [path, path.with_name("preferences.dropped.json")]

@@ -110,19 +110,24 @@ def sample_preferences(
     configuration: SamplingConfiguration,
     *,
     name: str = "on-policy",
+    progress: bool = True,
 ) -> PreferenceSet:
     """Sample prompts, sample completions, rank them: on-policy preferences from nothing.
 
     Raises:
         DataError: as the three steps.
     """
-    prompts = sample_prompts(generate, tokenizer, configuration)
-    completions = sample_completions(generate, tokenizer, prompts, configuration)
+    prompts = sample_prompts(generate, tokenizer, configuration, progress=progress)
+    completions = sample_completions(generate, tokenizer, prompts, configuration, progress=progress)
     return rank_preferences(prompts, completions, scorer, configuration.margin, name=name)
 
 
 def sample_prompts(
-    generate: Generate, tokenizer: PreTrainedTokenizerBase, configuration: SamplingConfiguration
+    generate: Generate,
+    tokenizer: PreTrainedTokenizerBase,
+    configuration: SamplingConfiguration,
+    *,
+    progress: bool = True,
 ) -> list[str]:
     """Draw distinct openings from the model itself, from its beginning-of-sequence token.
 
@@ -144,7 +149,9 @@ def sample_prompts(
     random = np.random.default_rng([configuration.seed, 0])
     rounds = _PATIENCE * math.ceil(configuration.prompts / configuration.batch_size)
     prompts: dict[str, None] = {}
-    with tqdm(total=configuration.prompts, desc="prompts", leave=False) as progress:
+    with tqdm(
+        total=configuration.prompts, desc="prompts", leave=False, disable=not progress
+    ) as bar:
         for _ in range(rounds):
             ids = torch.full((configuration.batch_size, 1), int(begin), dtype=torch.long)
             sampled = generate(
@@ -160,7 +167,7 @@ def sample_prompts(
                 text = cut_at_word(tokenizer, before_end(tokenizer, row), length)
                 if survives(tokenizer, text, least, most):
                     prompts.setdefault(text)
-            progress.update(min(len(prompts), configuration.prompts) - progress.n)
+            bar.update(min(len(prompts), configuration.prompts) - bar.n)
             if len(prompts) >= configuration.prompts:
                 return list(prompts)[: configuration.prompts]
     raise DataError(
@@ -175,6 +182,8 @@ def sample_completions(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     configuration: SamplingConfiguration,
+    *,
+    progress: bool = True,
 ) -> list[list[str]]:
     """Sample k completions of every prompt.
 
@@ -197,7 +206,7 @@ def sample_completions(
     random = np.random.default_rng([configuration.seed, 1])
     rows = [index for index in range(len(prompts)) for _ in range(k)]
     texts: list[list[str]] = [[] for _ in prompts]
-    with tqdm(total=len(rows), desc="completions", leave=False) as progress:
+    with tqdm(total=len(rows), desc="completions", leave=False, disable=not progress) as bar:
         for batch in _batches(rows, configuration.batch_size):
             input_ids, mask = left_pad(
                 [encoded[index] for index in batch], padding_token(tokenizer)
@@ -215,7 +224,7 @@ def sample_completions(
                 if configuration.whole_sentences:
                     text = cut_after_last_sentence(text)
                 texts[index].append(text)
-            progress.update(len(batch))
+            bar.update(len(batch))
     return texts
 
 
