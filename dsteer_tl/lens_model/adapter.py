@@ -13,6 +13,7 @@ from torch import Tensor
 from dsteer_tl.lens_model.base import LensModel
 from dsteer_tl.lens_model.bridge import BridgeLens
 from dsteer_tl.lens_model.checkpoint import resolve_source
+from dsteer_tl.lens_model.components import MlpWeights
 from dsteer_tl.lens_model.types import Edit
 
 
@@ -61,6 +62,10 @@ class AdapterLens(LensModel):
     def hook_names(self) -> frozenset[str]:
         """Every hook name."""
         return self._inner.hook_names()
+
+    def mlp_weights(self, layer: int) -> MlpWeights:
+        """The weights of a block's MLP, without what an adapter adds to them."""
+        return self._inner.mlp_weights(layer)
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         with self._context():

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dsteer_tl.lens_model.components import MlpWeights
 from dsteer_tl.lens_model.readout import Readout
 from dsteer_tl.lens_model.types import ChooseTokens, Edit, Prefill
 
@@ -49,11 +50,19 @@ class ModelBackend(abc.ABC):
 
     @abc.abstractmethod
     def hook_name(self, site: str) -> str:
-        """The TransformerLens name of the hook at which a site is read and written."""
+        """The TransformerLens name of the hook at which a site or place is read and written."""
 
     @abc.abstractmethod
     def hook_names(self) -> frozenset[str]:
         """Every hook name that this model has."""
+
+    @abc.abstractmethod
+    def mlp_weights(self, layer: int) -> MlpWeights:
+        """The weights of a block's MLP; its value vectors are the rows of ``W_out``.
+
+        Raises:
+            HookError: There is no such layer, or the block has no single MLP.
+        """
 
     @abc.abstractmethod
     def _forward(

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dsteer_tl.errors import HookError
 from dsteer_tl.lens_model.backend import ModelBackend
+from dsteer_tl.lens_model.components import check_place
 from dsteer_tl.lens_model.gathering import gathering
 from dsteer_tl.lens_model.limits import check_generation, check_hooks, check_token_ids
 from dsteer_tl.lens_model.resuming import resumed_from
 from dsteer_tl.lens_model.types import ChooseTokens, Edit, EditFunction, Gather, Prefill
+from dsteer_tl.lens_model.value_vectors import require_value_vectors
 from dsteer_tl.sites import FINAL, all_sites, check_site, layer_of, resid_post
 
 __all__ = ["EditFunction", "LensModel"]
@@ -50,6 +52,39 @@ class LensModel(ModelBackend):
         """The bias of the unembedding (zeros if the model has none)."""
         return self.readout.b_U
 
+    @property
+    def d_mlp(self) -> int:
+        """Neurons of one MLP."""
+        return int(self.mlp_weights(0).W_out.shape[0])
+
+    @property
+    def gated_mlp(self) -> bool:
+        """Whether the MLPs are gated: act(x·W_gate) ⊙ (x·W_in)."""
+        return self.mlp_weights(0).gated
+
+    @property
+    def parallel_blocks(self) -> bool:
+        """Whether attention and MLP of a block read the same stream, as in Pythia."""
+        return "blocks.0.hook_resid_mid" not in self.hook_names()
+
+    def check_place(self, place: str, *, write: bool = False) -> str:
+        """Return the name of a site or of a place inside a block, if this model has it.
+
+        Raises:
+            HookError: It has not, or the place cannot be written.
+        """
+        gated = place.startswith("mlp_gate") and self.gated_mlp
+        return check_place(place, self.n_layers, gated, self.name, write=write)
+
+    def check_value_vectors(self) -> None:
+        """Refuse a model whose MLPs write anything but m·W_out + b_out.
+
+        Raises:
+            HookError: A norm follows the MLP (Gemma 2, OLMo 2), or an adapter is not merged, so
+                that the rows of ``W_out`` are not what a neuron adds to the stream.
+        """
+        require_value_vectors(self)
+
     def check(self, names: Sequence[str]) -> None:
         """Refuse hook names that do not exist; some backends would ignore them in silence.
 
@@ -79,8 +114,8 @@ class LensModel(ModelBackend):
         mask: Int[Tensor, "batch position"],
         sites: Sequence[str],
         gather: Gather,
-    ) -> dict[str, Float[Tensor, "kept d_model"]]:
-        """Residuals at chosen sites and positions, as float32 on the CPU.
+    ) -> dict[str, Float[Tensor, "kept width"]]:
+        """What is found at chosen sites, places and positions, as float32 on the CPU.
 
         Only what is gathered is kept, and the unembedding runs on one position only.
 
@@ -90,7 +125,7 @@ class LensModel(ModelBackend):
         """
         self.check_ids(ids)
         for site in sites:
-            check_site(site, self.n_layers, self.name)
+            self.check_place(site)
         with torch.inference_mode(), gathering(self._read, sites, gather, self.device) as kept:
             self._forward(ids.to(self.device), mask.to(self.device), last_only=True)
         missing = [site for site in sites if site not in kept]
@@ -107,13 +142,13 @@ class LensModel(ModelBackend):
         """
         with contextlib.ExitStack() as stack:
             for edit in edits:
-                check_site(edit.site, self.n_layers, self.name)
+                self.check_place(edit.site, write=True)
                 stack.enter_context(self._write(edit))
             yield self
 
     @contextlib.contextmanager
     def reading(self, sites: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Collect the live tensors at sites during one forward pass, with their graph."""
+        """Collect the live tensors at sites or places during one forward pass, with their graph."""
         store: dict[str, Tensor] = {}
 
         def keep(site: str) -> Callable[[Tensor], None]:
@@ -121,7 +156,7 @@ class LensModel(ModelBackend):
 
         with contextlib.ExitStack() as stack:
             for site in sites:
-                check_site(site, self.n_layers, self.name)
+                self.check_place(site)
                 stack.enter_context(self._read(site, keep(site)))
             yield store
 

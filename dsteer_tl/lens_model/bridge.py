@@ -15,6 +15,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from dsteer_tl.errors import CheckpointError
 from dsteer_tl.lens_model.base import LensModel
+from dsteer_tl.lens_model.components import MlpWeights, component_of, hook_name_of
 from dsteer_tl.lens_model.readout import (
     Readout,
     end_token_ids,
@@ -22,6 +23,7 @@ from dsteer_tl.lens_model.readout import (
     output_transform,
 )
 from dsteer_tl.lens_model.types import ChooseTokens, Edit, Prefill
+from dsteer_tl.lens_model.value_vectors import mlp_weights_of
 from dsteer_tl.sites import FINAL, layer_of
 
 # `unembed.hook_in` is h by definition, but sees one position alone when `logits_to_keep=1` saves
@@ -100,13 +102,21 @@ class BridgeLens(LensModel):
         return result
 
     def hook_name(self, site: str) -> str:
-        """The TransformerLens hook of a site."""
+        """The TransformerLens hook of a site or of a place inside a block."""
+        found = component_of(site)
+        if found is not None:
+            gated = found[0] in ("mlp_pre", "mlp_gate") and self.gated_mlp
+            return hook_name_of(*found, gated=gated, parallel=self.parallel_blocks)
         layer = layer_of(site)
         return _WRITE_H if layer is None else f"blocks.{layer}.hook_resid_post"
 
     def hook_names(self) -> frozenset[str]:
         """Every hook name, aliases included."""
         return self._names
+
+    def mlp_weights(self, layer: int) -> MlpWeights:
+        """The weights of a block's MLP; its value vectors are the rows of ``W_out``."""
+        return mlp_weights_of(self, self.bridge.blocks, layer)
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         extra = {"logits_to_keep": 1} if last_only and self._accepts_logits_to_keep else {}

@@ -16,11 +16,12 @@ ChooseTokens = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A function applied to the residual stream at one site during the forward pass.
+    """A function applied at one site or place during the forward pass.
 
     Attributes:
-        site: ``"resid_post.<layer>"`` or ``"h"``.
-        function: Takes ``[batch, position, d_model]`` and returns the same shape. Must not write
+        site: ``"resid_post.<layer>"``, ``"h"``, or the neurons of a block as ``"mlp_post.<layer>"``
+            (`dsteer_tl.lens_model.components`).
+        function: Takes ``[batch, position, width]`` and returns the same shape. Must not write
             in place: other hooks may hold the same tensor.
     """
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from dsteer_tl.errors import HookError
 from dsteer_tl.lens_model import Edit, LensModel, pad
 from dsteer_tl.pair import ModelPair
 from tests.models import VOCABULARY, random_model, tiny_tokenizer
@@ -88,3 +91,15 @@ def test_shared_prefills_and_chosen_tokens(pairs: tuple[ModelPair, ModelPair], r
         assert torch.equal(tokens, found[0][0])
         torch.testing.assert_close(logits, found[0][1], rtol=0, atol=1e-4)
     assert not torch.equal(found[0][0][0], found[0][0][1])
+
+
+def test_value_vectors_of_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
+    """Its low-rank part is no row of W_out: refused, where the base alone is not."""
+    make_adapter(random_model(), tmp_path / "mlp", target_modules=["down_proj"])
+    pair = ModelPair.load(random_model(), tmp_path / "mlp", tokenizer=tiny_tokenizer())
+    pair.base.check_value_vectors()
+    with pytest.raises(HookError, match="adapter is not merged"):
+        pair.policy.check_value_vectors()
+    make_adapter(random_model(), tmp_path / "attention", target_modules=["q_proj"])
+    pair = ModelPair.load(random_model(), tmp_path / "attention", tokenizer=tiny_tokenizer())
+    pair.policy.check_value_vectors()
