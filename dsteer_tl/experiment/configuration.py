@@ -19,9 +19,10 @@ import yaml
 
 from dsteer_tl.behavior.settings import SweepConfiguration
 from dsteer_tl.errors import ConfigurationError
+from dsteer_tl.experiment.ranges import check_ranges
 from dsteer_tl.measurements.settings import MeasurementConfiguration
-from dsteer_tl.positions import check_kinds
 from dsteer_tl.preferences import SamplingConfiguration
+from dsteer_tl.toxicity.settings import ToxicityConfiguration
 from dsteer_tl.training.configuration import TrainingConfiguration
 
 ON_POLICY = "on-policy"
@@ -111,6 +112,7 @@ class ExperimentConfiguration:
         training: How the policy is trained, if it is.
         measurement: What is measured.
         sweep: The behaviour sweeps: coefficients, vectors, prompts and metrics.
+        toxicity: The case study of Lee et al. 2024.
         expectation: Time and memory to expect.
     """
 
@@ -123,6 +125,7 @@ class ExperimentConfiguration:
     training: TrainingConfiguration = field(default_factory=TrainingConfiguration)
     measurement: MeasurementConfiguration = field(default_factory=MeasurementConfiguration)
     sweep: SweepConfiguration = field(default_factory=SweepConfiguration)
+    toxicity: ToxicityConfiguration = field(default_factory=ToxicityConfiguration)
     expectation: Expectation = field(default_factory=Expectation)
 
 
@@ -225,7 +228,7 @@ def validate(settings: Settings | ExperimentConfiguration) -> ExperimentConfigur
         ) from error
     except ConfigurationError:
         raise
-    _check_ranges(found)
+    check_ranges(found)
     return found
 
 
@@ -243,60 +246,6 @@ def _check_names(settings: Settings, kind: type, place: str) -> None:
                     f"setting {place + key!r} is {value!r}, expected a mapping of settings"
                 )
             _check_names(value, default, f"{place}{key}.")
-
-
-def _check_ranges(found: ExperimentConfiguration) -> None:
-    share = found.preferences.held_out_share
-    rules = (
-        (0 < share < 1, f"preferences.held_out_share is {share}, expected between 0 and 1"),
-        (found.training.beta > 0, f"training.beta is {found.training.beta}, expected above 0"),
-        (
-            found.training.learning_rate > 0,
-            f"training.learning_rate is {found.training.learning_rate}, expected above 0",
-        ),
-        (
-            found.training.batch_size > 0,
-            f"training.batch_size is {found.training.batch_size}, expected at least 1",
-        ),
-        (
-            bool(found.preferences.sources) or bool(found.preferences.prompts),
-            "there are neither preferences.sources nor preferences.prompts: nothing to measure on",
-        ),
-        (
-            not found.preferences.prompts or bool(found.policy),
-            "preferences.prompts has no responses to train on: set policy, or give pairs",
-        ),
-        (bool(found.measurement.ranks), "measurement.ranks is empty, expected at least one rank"),
-        (
-            bool(found.measurement.coefficients),
-            "measurement.coefficients is empty, expected at least one λ",
-        ),
-        *_at_least_one(found.measurement),
-    )
-    for holds, message in rules:
-        if not holds:
-            raise ConfigurationError(message)
-    # Now, not after an hour of training.
-    check_kinds(found.measurement.position_kinds, pairs=not found.preferences.prompts)
-
-
-def _at_least_one(found: MeasurementConfiguration) -> list[tuple[bool, str]]:
-    names = (
-        "response_limit",
-        "token_budget",
-        "draws",
-        "null_draws",
-        "gradient_pairs",
-        "patching_pairs",
-        "components",
-    )
-    return [
-        (
-            getattr(found, name) >= 1,
-            f"measurement.{name} is {getattr(found, name)}, expected at least 1",
-        )
-        for name in names
-    ]
 
 
 def to_yaml(configuration: ExperimentConfiguration) -> str:

@@ -1,0 +1,118 @@
+"""What settings may be: ranges, and settings that depend on each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dsteer_tl.errors import ConfigurationError
+from dsteer_tl.measurements.settings import MeasurementConfiguration
+from dsteer_tl.positions import check_kinds
+from dsteer_tl.toxicity.settings import ToxicityConfiguration
+
+if TYPE_CHECKING:
+    from dsteer_tl.experiment.configuration import ExperimentConfiguration
+
+
+def check_ranges(found: ExperimentConfiguration) -> None:
+    """Refuse settings that are out of range or contradict each other.
+
+    Raises:
+        ConfigurationError: Names the setting, the value found and what was expected.
+    """
+    share = found.preferences.held_out_share
+    rules = (
+        (0 < share < 1, f"preferences.held_out_share is {share}, expected between 0 and 1"),
+        (found.training.beta > 0, f"training.beta is {found.training.beta}, expected above 0"),
+        (
+            found.training.learning_rate > 0,
+            f"training.learning_rate is {found.training.learning_rate}, expected above 0",
+        ),
+        (
+            found.training.batch_size > 0,
+            f"training.batch_size is {found.training.batch_size}, expected at least 1",
+        ),
+        (
+            bool(found.preferences.sources) or bool(found.preferences.prompts),
+            "there are neither preferences.sources nor preferences.prompts: nothing to measure on",
+        ),
+        (
+            not found.preferences.prompts or bool(found.policy),
+            "preferences.prompts has no responses to train on: set policy, or give pairs",
+        ),
+        (bool(found.measurement.ranks), "measurement.ranks is empty, expected at least one rank"),
+        (
+            bool(found.measurement.coefficients),
+            "measurement.coefficients is empty, expected at least one λ",
+        ),
+        *_at_least_one(found.measurement),
+        *_of_the_study(found.toxicity),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise ConfigurationError(message)
+    # Now, not after an hour of training.
+    check_kinds(found.measurement.position_kinds, pairs=not found.preferences.prompts)
+
+
+def _at_least_one(found: MeasurementConfiguration) -> list[tuple[bool, str]]:
+    names = (
+        "response_limit",
+        "token_budget",
+        "draws",
+        "null_draws",
+        "gradient_pairs",
+        "patching_pairs",
+        "components",
+    )
+    return [
+        (
+            getattr(found, name) >= 1,
+            f"measurement.{name} is {getattr(found, name)}, expected at least 1",
+        )
+        for name in names
+    ]
+
+
+def _of_the_study(found: ToxicityConfiguration) -> list[tuple[bool, str]]:
+    names = (
+        "label_texts",
+        "prompt_limit",
+        "windows",
+        "window_prompt",
+        "vectors",
+        "neurons",
+        "max_new_tokens",
+        "token_budget",
+        "draws",
+    )
+    return [
+        *(
+            (
+                getattr(found, name) >= 1,
+                f"toxicity.{name} is {getattr(found, name)}, expected at least 1",
+            )
+            for name in names
+        ),
+        (
+            0 < found.held_out_share < 1,
+            f"toxicity.held_out_share is {found.held_out_share}, expected between 0 and 1",
+        ),
+        (
+            0 <= found.label_margin < 0.5,
+            f"toxicity.label_margin is {found.label_margin}, expected from 0 to below 0.5",
+        ),
+        (
+            found.window_prompt < found.window_tokens,
+            f"toxicity.window_prompt is {found.window_prompt}, expected fewer than the "
+            f"{found.window_tokens} of toxicity.window_tokens",
+        ),
+        (
+            1.0 in found.scales,
+            f"toxicity.scales are {found.scales}, expected 1 among them: what the others are "
+            "compared with",
+        ),
+        (
+            found.temperature >= 0,
+            f"toxicity.temperature is {found.temperature}, expected 0 (greedy) or more",
+        ),
+    ]
