@@ -48,8 +48,8 @@ class CaptureConfiguration:
 class ShiftSet:
     """Captured residuals of several models at the same rows, and the shifts between them.
 
-    A row is one token of one prompt. Rows are ordered by prompt and position, whatever the
-    batching was. Arrays are read from disk when asked for.
+    A row is one token of one sequence. Rows are ordered by pair or prompt, as in their set, and by
+    position, whatever the batching was. Arrays are read from disk when asked for.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class ShiftSet:
         self.sites, self.models, self.kinds = tuple(sites), tuple(models), tuple(kinds)
         self.hashes = dict(hashes)
         prompt, position = self._read_all("prompt").numpy(), self._read_all("position").numpy()
-        self._order = np.lexsort((position, prompt))
+        # Captures of the first version have one pair a prompt, so that its number is their order.
+        item = self._read_all("item").numpy() if self._has("item") else prompt
+        self._order = np.lexsort((position, item))
         self._prompt: np.ndarray = prompt[self._order]
         self._position: np.ndarray = position[self._order]
         self._member = {
@@ -98,6 +100,13 @@ class ShiftSet:
     def __repr__(self) -> str:
         counts = ", ".join(f"{int(self._member[kind].sum())} {kind}" for kind in self.kinds)
         return f"ShiftSet({', '.join(self.models)}; {len(self.sites)} sites; rows: {counts})"
+
+    def _has(self, key: str) -> bool:
+        first = self._shards[0]
+        if isinstance(first, Path):
+            with safe_open(first, framework="pt") as file:
+                return key in file.keys()  # noqa: SIM118 - safe_open is no mapping
+        return key in first
 
     def _read_all(self, key: str) -> Tensor:
         parts = []
@@ -294,6 +303,7 @@ def _capture_shard(
                     _check_captured(tensor, name, site)
                     parts.setdefault(f"{name}/{site}", []).append(tensor)
             parts.setdefault("prompt", []).append(_column(probe.prompt for _, _, probe in rows))
+            parts.setdefault("item", []).append(_column(probe.order for _, _, probe in rows))
             parts.setdefault("position", []).append(gather.positions)
             for kind in kinds:
                 member = _column(int(p in probe.positions.get(kind, ())) for _, p, probe in rows)
@@ -301,7 +311,9 @@ def _capture_shard(
         bar.update(len(chosen))
     if not parts:  # as when no pair of this shard diverges
         empty = torch.zeros(0, dtype=torch.long)
-        parts = {name: [empty] for name in ("prompt", "position", *(f"kind.{k}" for k in kinds))}
+        parts = {
+            name: [empty] for name in ("prompt", "item", "position", *(f"kind.{k}" for k in kinds))
+        }
         for name, model in models.items():
             rows_of_none = torch.zeros(0, model.d_model)
             parts.update({f"{name}/{site}": [rows_of_none] for site in sites})

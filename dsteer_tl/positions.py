@@ -34,10 +34,13 @@ class Probe:
     """One token sequence and the positions to read in it.
 
     Attributes:
-        prompt: Index of the prompt or pair that it comes from; the unit of resampling.
+        prompt: Number of its prompt, the same for every pair of one prompt: the unit that is
+            resampled, left out, and put on one side of a split.
         ids: Token ids of the prompt, with the chosen response where there is one.
         positions: Positions for each kind.
         chosen_token, rejected_token: The two tokens that follow the divergence position, or None.
+        item: Number of the pair or prompt in its set, in whose order rows are kept; None where each
+            prompt has one sequence.
     """
 
     prompt: int
@@ -45,6 +48,12 @@ class Probe:
     positions: Mapping[str, tuple[int, ...]]
     chosen_token: int | None = None
     rejected_token: int | None = None
+    item: int | None = None
+
+    @property
+    def order(self) -> int:
+        """What rows are sorted by."""
+        return self.prompt if self.item is None else self.item
 
 
 def check_kinds(kinds: Sequence[str], *, pairs: bool) -> tuple[str, ...]:
@@ -98,6 +107,7 @@ def probes_from_prompts(
     """
     kinds = check_kinds(kinds, pairs=False)
     probes = []
+    numbers: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
         ids = tuple(tokenizer(prompt)["input_ids"])
         if not ids:
@@ -105,7 +115,7 @@ def probes_from_prompts(
         positions = _kth(kinds, len(ids), index)
         if "last_prompt" in kinds:
             positions["last_prompt"] = (len(ids) - 1,)
-        probes.append(Probe(index, ids, positions))
+        probes.append(Probe(numbers.setdefault(prompt, index), ids, positions, item=index))
     return tuple(probes)
 
 
@@ -130,6 +140,7 @@ def probes_from_pairs(
     """
     kinds = check_kinds(kinds, pairs=True)
     probes = []
+    numbers: dict[str, int] = {}
     for index, pair in enumerate(pairs):
         encoded = encode_pair(tokenizer, pair)
         prompt_length = len(encoded.prompt_ids)
@@ -148,11 +159,12 @@ def probes_from_pairs(
             )
         probes.append(
             Probe(
-                index,
+                numbers.setdefault(pair.prompt, index),
                 ids,
                 positions,
                 None if divergence is None else divergence.chosen_token,
                 None if divergence is None else divergence.rejected_token,
+                index,
             )
         )
     return tuple(probes)
@@ -177,5 +189,7 @@ def content_hash(probes: Iterable[Probe]) -> str:
     """SHA-256 over token ids and positions."""
     digest = hashlib.sha256()
     for probe in probes:
-        digest.update(repr((probe.prompt, probe.ids, sorted(probe.positions.items()))).encode())
+        digest.update(
+            repr((probe.prompt, probe.order, probe.ids, sorted(probe.positions.items()))).encode()
+        )
     return digest.hexdigest()

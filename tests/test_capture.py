@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsteer_tl import capture
@@ -382,3 +383,39 @@ def test_a_folder_that_moved(tiny_pair: ModelPair, tmp_path: Path) -> None:
     shutil.move(tmp_path / "a", tmp_path / "b")
     for name, values in arrays(ShiftSet.open(tmp_path / "b")).items():
         np.testing.assert_array_equal(values, expected[name])
+
+
+def test_pairs_of_one_prompt_stay_together_and_in_their_order(tmp_path: Path) -> None:
+    """Rows are in the order of the pairs, yet no prompt is in both halves."""
+    pair = ModelPair.load(random_model(), policy_of(random_model()), tokenizer=tiny_tokenizer())
+    repeated = [*PAIRS[:3], PreferencePair("The dog", " said no", " was happy"), *PAIRS[4:]]
+    repeated.append(PreferencePair("Once upon a time", " it came", " no bird"))
+    probes = probes_from_pairs(pair.tokenizer, repeated, ["last_prompt", "divergence"])
+    for folder in (None, tmp_path):
+        shifts = capture_shifts(pair, probes, folder=folder, configuration=SMALL)
+        expected = [probe.prompt for probe in probes]
+        assert shifts.prompts("last_prompt").tolist() == expected == [0, 1, 2, 1, 4, 5, 6, 0]
+        alone = [
+            capture_shifts(pair, [probe], configuration=QUIET).residuals(
+                "policy", "resid_post.1", "divergence"
+            )
+            for probe in probes
+        ]
+        found = shifts.residuals("policy", "resid_post.1", "divergence")
+        np.testing.assert_allclose(found, np.concatenate(alone), atol=1e-5)
+        for seed in range(5):
+            first, second = shifts.halves("last_prompt", seed)
+            assert first | second == set(expected) and not first & second
+
+
+def test_a_capture_of_the_first_version_is_in_the_order_of_its_prompts(tmp_path: Path) -> None:
+    pair = ModelPair.load(random_model(), policy_of(random_model()), tokenizer=tiny_tokenizer())
+    probes = probes_of(pair)
+    new = capture_shifts(pair, probes, folder=tmp_path, configuration=SMALL)
+    for path in tmp_path.glob("shard-*.safetensors"):
+        kept = load_file(path)
+        del kept["item"]
+        save_file(kept, path)
+    old = ShiftSet.open(tmp_path)
+    for kind in new.kinds:
+        assert np.array_equal(old.shifts("h", kind), new.shifts("h", kind))

@@ -141,3 +141,12 @@ def test_content_hash() -> None:
     ]
     assert content_hash([one]) == content_hash([same])
     assert len({content_hash([probe]) for probe in [one, *others]}) == 4
+
+
+def test_pairs_of_one_prompt_have_one_number_and_keep_their_order() -> None:
+    texts = ("the bird", "the rain", "the bird", "no", "the rain")
+    pairs = [PreferencePair(text, f" was {i}", f" said {i}") for i, text in enumerate(texts)]
+    for probes in (probes_from_pairs(TOKENIZER, pairs), probes_from_prompts(TOKENIZER, texts)):
+        assert [probe.prompt for probe in probes] == [0, 1, 0, 3, 1]
+        assert [probe.order for probe in probes] == [0, 1, 2, 3, 4]
+    assert Probe(7, (1, 2), {}).order == 7

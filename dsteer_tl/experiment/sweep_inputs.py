@@ -9,7 +9,9 @@ from typing import Any
 
 from dsteer_tl.behavior.settings import SweepConfiguration
 from dsteer_tl.capture import ShiftSet
+from dsteer_tl.experiment.loaded_run import LoadedRun
 from dsteer_tl.experiment.run_directory import RunDirectory
+from dsteer_tl.experiment.suites import is_anthropic_hh
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
 from dsteer_tl.preferences import PreferencePair, PreferenceSet
@@ -49,6 +51,33 @@ class SweepInputs:
     keys: Any
     progress: bool
 
+    @classmethod
+    def of(cls, run: LoadedRun, keys: Any) -> SweepInputs:
+        """The inputs of a run's sweeps.
+
+        Args:
+            run: The run.
+            keys: What its captured residuals depend on.
+        """
+        settings = run.configuration
+        trained = run.preferences is not None and not settings.policy
+        prompts, sources = settings.preferences.prompts, settings.preferences.sources
+        return cls(
+            directory=run.directory,
+            configuration=settings.sweep,
+            load_pair=lambda: run.pair,
+            shift_set=run.shift_set,
+            load_probes=lambda: run.probes,
+            pairs=run.measured_pairs,
+            training_pairs=tuple(run.preferences.train) if trained and run.preferences else (),
+            prompts=Path(prompts) if prompts else None,
+            anthropic_hh=not prompts and all(is_anthropic_hh(source) for source in sources),
+            beta=settings.training.beta,
+            seed=settings.measurement.seed,
+            keys=keys,
+            progress=run.progress,
+        )
+
     @property
     def position_kind(self) -> str:
         """The rows that estimate the vectors: the last prompt token, as in the paper."""
@@ -59,16 +88,13 @@ class SweepInputs:
     def halves(self) -> tuple[list[int], list[int]]:
         """Prompts that estimate the vectors, and prompts that are swept.
 
-        Several pairs may have one prompt: none that estimates is swept under another number.
+        Prompts are numbered by the first pair that has them: all pairs of one are on one side.
         """
         estimating, judging = self.shift_set.halves(self.position_kind, self.seed)
-        known = [pair.prompt for pair in self.pairs or ()]
-        if not known:
-            return sorted(estimating), sorted(judging)
-        used = {known[index] for index in estimating}
-        return sorted(estimating), sorted(i for i in judging if known[i] not in used)
+        return sorted(estimating), sorted(judging)
 
     def pairs_of(self, prompts: list[int]) -> tuple[PreferencePair, ...]:
-        """The pairs of some prompts; none where there are prompts alone."""
+        """All pairs of some prompts; none where there are prompts alone."""
         known = list(self.pairs or ())
-        return tuple(known[index] for index in prompts) if known else ()
+        wanted = {known[index].prompt for index in prompts} if known else set()
+        return tuple(pair for pair in known if pair.prompt in wanted)

@@ -522,3 +522,14 @@ def test_questions_that_a_server_left_open_make_a_suite_stale(tmp_path: Path) ->
     assert _unanswered(source) == 5
     write_json(source, {"judge": {}})
     assert _unanswered(source) == 0
+
+
+def test_all_pairs_of_a_prompt_are_on_one_side(tmp_path: Path) -> None:
+    own = inputs(tmp_path)
+    first = PAIRS[own.halves[0][0]]
+    again = replace(first, chosen=" no, no, no.", rejected=" low.")
+    more = replace(own, pairs=PreferenceSet((*PAIRS, again), {}, "more"))
+    estimating, judging = (more.pairs_of(half) for half in more.halves)
+    assert first in estimating and again in estimating
+    assert not {pair.prompt for pair in estimating} & {pair.prompt for pair in judging}
+    assert len(estimating) + len(judging) == len(PAIRS) + 1
