@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from dsteer_tl import cli
-from dsteer_tl.cli import main, parse_settings
+from dsteer_tl.cli import main
+from dsteer_tl.command_settings import parse_settings
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.experiment.configuration import preset_names
 from tests import runs

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dsteer_tl.cli import main, parse_settings
+from dsteer_tl.cli import main
+from dsteer_tl.command_settings import parse_settings
 from dsteer_tl.experiment.configuration import build_configuration, file_settings
 from dsteer_tl.experiment.stages import Experiment
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES

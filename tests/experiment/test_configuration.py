@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsteer_tl.cli import parse_settings
+from dsteer_tl.command_settings import parse_settings
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.experiment.configuration import (
     ExperimentConfiguration,
