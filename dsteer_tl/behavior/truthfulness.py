@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 
 from dsteer_tl.behavior.metric import Metric
 from dsteer_tl.errors import DataError, ShapeError
-from dsteer_tl.preferences.suites import first_text, split_answers, suite_records
+from dsteer_tl.preferences.records import first_text, split_answers
+from dsteer_tl.preferences.suites import suite_records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,6 +16,8 @@ from dsteer_tl.errors import DataError
 FILE_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".tsv", ".parquet", ".txt")
 _TABLES = "JSON lines (.jsonl, .jsonl.gz), JSON (.json), .csv, .tsv or .parquet"
 
+_TRUTHS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -142,6 +144,46 @@ def _object(values: object, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{where}: found {_kind(values)}; expected a JSON object")
     return values
+
+
+def first_text(record: Record, *columns: str) -> str:
+    """The text in the first of some columns that a row has.
+
+    Raises:
+        DataError: None of the columns is there, or it holds no text.
+    """
+    for column in columns:
+        if column in record.values:
+            return field_text(record, column)
+    raise DataError(missing_columns(record, [" or ".join(columns)]))
+
+
+def split_answers(record: Record, *columns: str) -> tuple[str, ...]:
+    """Answers in the first of some columns that a row has: a list, or a text parted by ``;``.
+
+    Each answer comes once, without surrounding white space. Raises `DataError` as `first_text`.
+    """
+    value = next((record.values[column] for column in columns if column in record.values), None)
+    if isinstance(value, list) and all(isinstance(answer, str) for answer in value):
+        answers = value
+    else:
+        answers = first_text(record, *columns).split(";")
+    return tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+
+
+def truth(record: Record, column: str) -> bool:
+    """Whether a row has something, written as true or false, 1 or 0, in any case.
+
+    Raises:
+        DataError: The column is missing or holds something else.
+    """
+    if column not in record.values:
+        raise DataError(missing_columns(record, [column]))
+    value = record.values[column]
+    written = str(value).strip().casefold()
+    if written not in _TRUTHS:
+        raise DataError(f"{record.where}: {column} holds {value!r}; expected true or false, 1 or 0")
+    return _TRUTHS[written]
 
 
 def _kind(value: object) -> str:

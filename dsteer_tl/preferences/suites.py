@@ -15,10 +15,11 @@ from dsteer_tl.preferences.prompts import load_prompts
 from dsteer_tl.preferences.records import (
     Record,
     check_file,
-    field_text,
-    missing_columns,
+    first_text,
     open_text,
     read_records,
+    split_answers,
+    truth,
 )
 from dsteer_tl.preferences.source import load_preferences
 
@@ -77,7 +78,8 @@ def load_suite(
     Args:
         name: ``"hh"`` (Bai et al. 2022), ``"oasst1"`` (Köpf et al. 2023), ``"truthfulqa"`` (Lin et
             al. 2022), ``"harmfulqa"`` (Bhardwaj & Poria 2023), ``"advbench"`` (Zou et al. 2023),
-            ``"realtoxicityprompts"`` (Gehman et al. 2020), or with a path any name of your own.
+            ``"realtoxicityprompts"`` (Gehman et al. 2020) and of it the part
+            ``"realtoxicityprompts-challenging"``, or with a path any name of your own.
         path: The suite's data as a file, as published or as on the hub; for a name of your own,
             any file of prompts that `load_prompts` reads.
         limit: At most so many prompts, drawn by a hash of seed and prompt and kept in their order,
@@ -136,31 +138,6 @@ def suite_records(name: str, path: str | Path | None) -> list[Record]:
         return read_hub(known.hub, split=known.split, configuration=known.configuration)
 
 
-def first_text(record: Record, *columns: str) -> str:
-    """The text in the first of some columns that a row has.
-
-    Raises:
-        DataError: None of the columns is there, or it holds no text.
-    """
-    for column in columns:
-        if column in record.values:
-            return field_text(record, column)
-    raise DataError(missing_columns(record, [" or ".join(columns)]))
-
-
-def split_answers(record: Record, *columns: str) -> tuple[str, ...]:
-    """Answers in the first of some columns that a row has: a list, or a text parted by ``;``.
-
-    Each answer comes once, without surrounding white space. Raises `DataError` as `first_text`.
-    """
-    value = next((record.values[column] for column in columns if column in record.values), None)
-    if isinstance(value, list) and all(isinstance(answer, str) for answer in value):
-        answers = value
-    else:
-        answers = first_text(record, *columns).split(";")
-    return tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
-
-
 Reader = Callable[[str, str | Path | None], Iterable[SuitePrompt]]
 
 
@@ -174,12 +151,22 @@ def _column(*columns: str) -> Reader:
     return read
 
 
-def _continuations(name: str, path: str | Path | None) -> Iterator[SuitePrompt]:
-    """RealToxicityPrompts: the prompt is an object, its scores beside its text."""
-    for record in suite_records(name, path):
-        prompt = record.values.get("prompt")
-        inner = Record(prompt, record.where) if isinstance(prompt, Mapping) else record
-        yield SuitePrompt(first_text(inner, "text", "prompt"))
+def _continuations(*, challenging: bool) -> Reader:
+    """A reader of RealToxicityPrompts: the prompt is an object, its scores beside its text.
+
+    Args:
+        challenging: Keep those alone that drew toxicity from every model the authors tried.
+    """
+
+    def read(name: str, path: str | Path | None) -> Iterator[SuitePrompt]:
+        for record in suite_records(name, path):
+            if challenging and not truth(record, "challenging"):
+                continue
+            prompt = record.values.get("prompt")
+            inner = Record(prompt, record.where) if isinstance(prompt, Mapping) else record
+            yield SuitePrompt(first_text(inner, "text", "prompt"))
+
+    return read
 
 
 def _questions(name: str, path: str | Path | None) -> Iterator[SuitePrompt]:
@@ -248,7 +235,16 @@ SUITES: dict[str, KnownSuite] = {
         hub="walledai/AdvBench", split="train", read=_column("goal", "prompt"), harmful=True
     ),
     "realtoxicityprompts": KnownSuite(
-        hub="allenai/real-toxicity-prompts", split="train", read=_continuations, harmful=True
+        hub="allenai/real-toxicity-prompts",
+        split="train",
+        read=_continuations(challenging=False),
+        harmful=True,
+    ),
+    "realtoxicityprompts-challenging": KnownSuite(
+        hub="allenai/real-toxicity-prompts",
+        split="train",
+        read=_continuations(challenging=True),
+        harmful=True,
     ),
 }
 

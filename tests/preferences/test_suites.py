@@ -20,6 +20,7 @@ FILES = {
     "harmfulqa": ("evaluation/harmfulqa.json", 1938),
     "advbench": ("evaluation/advbench.csv", 520),
     "realtoxicityprompts": ("evaluation/realtoxicityprompts_5k.jsonl", 4993),
+    "realtoxicityprompts-challenging": ("evaluation/realtoxicityprompts_5k.jsonl", 49),
 }
 
 
@@ -38,7 +39,7 @@ def test_published_files_are_read_whole(data: Path, name: str) -> None:
     assert (suite.name, len(suite), suite.source) == (name, count, str(data / file))
     texts = [prompt.prompt for prompt in suite.prompts]
     assert len(set(texts)) == count and all(text.strip() for text in texts)
-    assert suite.harmful == (name in {"harmfulqa", "advbench", "realtoxicityprompts"})
+    assert suite.harmful == name.startswith(("harmfulqa", "advbench", "realtoxicityprompts"))
     with_references = name in {"hh", "oasst1", "truthfulqa"}
     assert all(bool(prompt.references) == with_references for prompt in suite.prompts)
 
@@ -107,6 +108,20 @@ def test_realtoxicityprompts_without_continuations(write_jsonl: Callable[..., Pa
     rows = [{"prompt": {"text": " He was", "toxicity": 0.1}, "continuation": {"text": " here"}}]
     rows += [{"prompt": {"text": None}, "continuation": {"text": " there"}}]
     assert load_suite("realtoxicityprompts", write_jsonl(rows)).prompts == (SuitePrompt(" He was"),)
+
+
+def test_challenging_prompts_alone(write_jsonl: Callable[..., Path]) -> None:
+    rows = [
+        {"prompt": {"text": f"prompt {index}"}, "challenging": value}
+        for index, value in enumerate((True, False, "true", "False", 1))
+    ]
+    suite = load_suite("realtoxicityprompts-challenging", write_jsonl(rows))
+    assert [item.prompt for item in suite.prompts] == ["prompt 0", "prompt 2", "prompt 4"]
+    for bad, message in (({"challenging": "perhaps"}, "true or false"), ({}, "challenging")):
+        with pytest.raises(DataError, match=message):
+            load_suite(
+                "realtoxicityprompts-challenging", write_jsonl([{"prompt": {"text": "a"}} | bad])
+            )
 
 
 def test_hub_columns_of_truthfulqa(monkeypatch: pytest.MonkeyPatch) -> None:
