@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 Tables = Mapping[str, pd.DataFrame]
 
 #: Bumped when a figure is drawn differently, so that finished runs draw it again.
-_DRAWING = 2
+_DRAWING = 3
 
 
 def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure | None]]]:
@@ -59,6 +59,28 @@ def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure | None]
         "dose_response": (("sweep",), _of_the_sweep(plots.dose_response)),
         "collapse": (("sweep",), _of_the_sweep(plots.collapse)),
         "refusal": (("sweep",), _of_the_sweep(plots.refusal, by_suite=True)),
+        "toxicity_probe": (
+            ("toxicity_probe", "toxicity_probe_scores"),
+            plots.toxicity_probe,
+        ),
+        "toxicity_value_vectors": (
+            ("toxicity_value_vectors", "toxicity_svd"),
+            plots.toxicity_value_vectors,
+        ),
+        "toxicity_tokens": (("toxicity_tokens",), plots.toxicity_tokens),
+        "toxicity_interventions": (("toxicity_interventions",), plots.toxicity_interventions),
+        "toxicity_weights": (("toxicity_weights",), plots.toxicity_weights),
+        "toxicity_activations": (
+            ("toxicity_activations", "toxicity_activation_changes"),
+            plots.toxicity_activations,
+        ),
+        "toxicity_offsets": (("toxicity_offsets",), plots.toxicity_offsets),
+        "toxicity_residuals": (("toxicity_residuals",), plots.toxicity_residuals),
+        "toxicity_value_changes": (("toxicity_value_changes",), plots.toxicity_value_changes),
+        "toxicity_decomposition": (("toxicity_decomposition",), plots.toxicity_decomposition),
+        "toxicity_lens": (("toxicity_lens",), plots.toxicity_lens),
+        "toxicity_unalign": (("toxicity_unalign",), plots.toxicity_unalign),
+        "toxicity_patching": (("toxicity_patching",), plots.toxicity_patching),
     }
 
 
@@ -103,7 +125,7 @@ def write_run_figures(
         RunError: Tables are missing, or an image could not be rendered.
         DependencyError: Images are required and cannot be made.
     """
-    from dsteer_tl.plots import write_figures, write_text_browser
+    from dsteer_tl.plots import write_figures, write_text_browser, write_value_vector_page
 
     tables = directory.tables()
     report = write_figures(
@@ -112,11 +134,14 @@ def write_run_figures(
         images=images,
         require_images=require_images,
     )
-    completions = tables.get("completions", pd.DataFrame())
-    if not len(completions):
-        return report
-    page = write_text_browser(completions, directory / "figures" / "text_browser.html")
-    return replace(report, written=(*report.written, page))
+    pages = []
+    for name, write, page in (
+        ("completions", write_text_browser, "text_browser"),
+        ("toxicity_tokens", write_value_vector_page, "value_vectors"),
+    ):
+        if name in tables and len(tables[name]):
+            pages.append(write(tables[name], directory / "figures" / f"{page}.html"))
+    return replace(report, written=(*report.written, *pages))
 
 
 def figure_stage(
@@ -135,7 +160,7 @@ def figure_stage(
     hashes = {
         name: entry["outputs"]
         for name, entry in directory.manifest["stages"].items()
-        if name.startswith("tables/") or name == "training"
+        if name.startswith(("tables/", "toxicity/")) or name == "training"
     }
     return directory.stage("figures", [_DRAWING, hashes, _can_render(images)], run)
 

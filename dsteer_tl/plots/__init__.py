@@ -23,6 +23,20 @@ from dsteer_tl.plots.singular_values import mass, sigma_ratio, singular_values
 from dsteer_tl.plots.text_browser import text_browser, write_text_browser
 from dsteer_tl.plots.token_view import TokenPage, colored_tokens_html, token_scripts
 from dsteer_tl.plots.tokens import tokens
+from dsteer_tl.plots.toxicity_activations import toxicity_activations
+from dsteer_tl.plots.toxicity_decomposition import toxicity_decomposition
+from dsteer_tl.plots.toxicity_interventions import toxicity_interventions
+from dsteer_tl.plots.toxicity_lens import toxicity_lens
+from dsteer_tl.plots.toxicity_offsets import toxicity_offsets
+from dsteer_tl.plots.toxicity_patching import toxicity_patching
+from dsteer_tl.plots.toxicity_probe import toxicity_probe
+from dsteer_tl.plots.toxicity_residuals import toxicity_residuals
+from dsteer_tl.plots.toxicity_tokens import toxicity_tokens
+from dsteer_tl.plots.toxicity_unalign import toxicity_unalign
+from dsteer_tl.plots.toxicity_value_changes import toxicity_value_changes
+from dsteer_tl.plots.toxicity_value_vectors import toxicity_value_vectors
+from dsteer_tl.plots.toxicity_weights import toxicity_weights
+from dsteer_tl.plots.value_vector_page import value_vector_page, write_value_vector_page
 
 __all__ = [
     "logit_geometry",
@@ -46,6 +60,19 @@ __all__ = [
     "spearman_by_metric",
     "collapse",
     "refusal",
+    "toxicity_probe",
+    "toxicity_value_vectors",
+    "toxicity_tokens",
+    "toxicity_interventions",
+    "toxicity_weights",
+    "toxicity_activations",
+    "toxicity_offsets",
+    "toxicity_residuals",
+    "toxicity_value_changes",
+    "toxicity_decomposition",
+    "toxicity_lens",
+    "toxicity_unalign",
+    "toxicity_patching",
     "text_browser",
     "write_text_browser",
     "colored_tokens_html",
@@ -55,4 +82,6 @@ __all__ = [
     "ExportReport",
     "find_browser",
     "show",
+    "value_vector_page",
+    "write_value_vector_page",
 ]

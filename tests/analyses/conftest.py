@@ -30,6 +30,19 @@ SETTINGS = (
     "sweep.interpolate=[-1.0, 0.0, 1.0, 2.0]",
     "sweep.invert=[0.0, 0.5, 1.0]",
     "sweep.draws=20",
+    "toxicity.labels=sampled",
+    "toxicity.label_texts=300",
+    "toxicity.label_margin=0.02",
+    "toxicity.prompt_limit=8",
+    "toxicity.windows=6",
+    "toxicity.window_tokens=32",
+    "toxicity.window_prompt=8",
+    "toxicity.vectors=16",
+    "toxicity.neurons=3",
+    "toxicity.scales=[1.0, 10.0]",
+    "toxicity.max_new_tokens=6",
+    "toxicity.shuffled_pairs=false",
+    "toxicity.draws=20",
 )
 
 

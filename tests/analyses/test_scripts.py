@@ -35,6 +35,18 @@ FIGURES = {
     "collapse": ("collapse",),
     "refusals": ("refusal",),
     "text_browser": ("text_browser",),
+    "lee2024_probe": ("toxicity_probe",),
+    "lee2024_value_vectors": ("toxicity_value_vectors", "toxicity_tokens"),
+    "lee2024_interventions": ("toxicity_interventions",),
+    "lee2024_weights": ("toxicity_weights",),
+    "lee2024_activations": ("toxicity_activations",),
+    "lee2024_offsets": ("toxicity_offsets",),
+    "lee2024_residuals": ("toxicity_residuals",),
+    "lee2024_value_changes": ("toxicity_value_changes",),
+    "lee2024_decomposition": ("toxicity_decomposition",),
+    "lee2024_logit_lens": ("toxicity_lens",),
+    "lee2024_unalign": ("toxicity_unalign",),
+    "lee2024_patching": ("toxicity_patching",),
 }
 #: Scripts that start from a pair of models and no run.
 FROM_A_PAIR = ("your_own_pair", "sweep_your_own_vector")
