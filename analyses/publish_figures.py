@@ -46,6 +46,24 @@ SUMMARIES = (
     "tokens",
     "sweep_metrics",
 )
+STUDY = tuple(
+    f"toxicity_{name}"
+    for name in (
+        "probe",
+        "value_vectors",
+        "svd",
+        "tokens",
+        "weights",
+        "activation_changes",
+        "offsets",
+        "decomposition",
+        "lens",
+        "interventions",
+        "unalign",
+        "patching",
+        "metrics",
+    )
+)
 
 
 def records(table: pd.DataFrame) -> list[dict[str, object]]:
@@ -58,6 +76,9 @@ for picture in sorted((run / "figures").glob("*.png")):
 tables = run.tables()
 numbers = {name: records(tables[name]) for name in SUMMARIES if name in tables}
 (target / "numbers.json").write_text(json.dumps(numbers, indent=1) + "\n", "utf-8")
+study = {name: records(tables[name]) for name in STUDY if name in tables}
+if study:
+    (target / "toxicity.json").write_text(json.dumps(study, indent=1) + "\n", "utf-8")
 if "sweep" in tables:
     # Thousands of points: a table of columns, not a list of objects.
     columns = tables["sweep"].drop(columns=["scale"]).to_json(orient="split", double_precision=6)
@@ -68,17 +89,18 @@ manifest = json.loads((run / MANIFEST).read_text("utf-8"))
 shutil.copyfile(run / "config.yaml", target / "config.yaml")
 
 # %% [markdown]
-# ## The ledger in the README
+# ## The ledger: whole as a page, and in short in the README
 
 # %%
 START, END = "<!-- ledger -->", "<!-- /ledger -->"
+differences = tuple(item["name"] for item in manifest.get("preflight", ()) if not item["passed"])
+results = judge(tables, differences)
+title = f"# The ledger of `{manifest['name']}`\n\n"
+(target / "ledger.md").write_text(f"{title}{ledger_markdown(results)}\n", "utf-8")
 readme = target.parent / "README.md"
 if readme.is_file():
     text = readme.read_text("utf-8")
     if START in text and END in text:
         before, after = text.split(START)[0], text.split(END)[1]
-        differences = tuple(
-            item["name"] for item in manifest.get("preflight", ()) if not item["passed"]
-        )
-        ledger = ledger_markdown(judge(tables, differences))
+        ledger = ledger_markdown(results, reasons=False)
         readme.write_text(f"{before}{START}\n{ledger}\n{END}{after}", "utf-8")

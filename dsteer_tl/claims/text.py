@@ -73,25 +73,30 @@ def _row(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
 
 
-def ledger_markdown(results: Sequence[ClaimResult]) -> str:
-    """The ledger as a Markdown table, for READMEs and notes."""
-    lines = [
-        "| # | claim | published | measured (95 % CI) | null | verdict | what else to know |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def ledger_markdown(results: Sequence[ClaimResult], *, reasons: bool = True) -> str:
+    """The ledger as a Markdown table, for READMEs and notes.
+
+    Args:
+        results: Rows.
+        reasons: With a last column of what else a reader must know; without it, what NOT RUN rows
+            lack is not said.
+    """
+    heads = ["#", "claim", "published", "measured (95 % CI)", "null", "verdict"]
+    heads += ["what else to know"] if reasons else []
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for result in results:
         null = number(result.null)
         if result.null_name:
             null += f" ({result.null_name})"
         unit = f" {result.unit}" if result.unit else ""
-        cells = (
+        cells = [
             str(result.id),
             result.statement,
             result.published,
             _measured(result) + unit,
             null,
             f"**{result.verdict.value}**",
-            result.reason,
-        )
+        ]
+        cells += [result.reason] if reasons else []
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
