@@ -19,10 +19,13 @@ class LabelledText:
     Attributes:
         text: The text.
         label: Whether it has the attribute.
+        group: Texts of one group, as a text and its rewrites, are never parted by a split; None is
+            a group of its own.
     """
 
     text: str
     label: bool
+    group: int | None = None
 
 
 class AttributeScorer(Protocol):
