@@ -7,6 +7,8 @@ from typing import Literal
 
 #: Texts that the base writes by itself, as a source of labels or of running text.
 SAMPLED = "sampled"
+#: The completions of the run's own pairs, as a source of labels.
+PAIRS = "pairs"
 #: The prompts of the measured pairs.
 HELD_OUT = "held_out"
 
@@ -20,12 +22,13 @@ class ToxicityConfiguration:
         attribute: The attribute in one word, for people.
         scorer: What scores continuations: ``vader`` (unkind words), ``lexicon``, ``detoxify`` or
             ``perspective``.
-        labels: Labelled texts of the probe: ``sampled`` from the base and labelled by the scorer,
-            ``paradetox``, ``jigsaw``, ``realtoxicityprompts``, or one of them or a name of your
-            own with a file, as in ``paradetox=paradetox.tsv``.
+        labels: Labelled texts of the probe: ``sampled`` from the base, or the completions of the
+            run's ``pairs``, both labelled by the scorer; ``paradetox``, ``jigsaw``,
+            ``realtoxicityprompts``; or one of them or a name of your own with a file, as in
+            ``paradetox=paradetox.tsv``.
         label_texts: At most so many labelled texts.
         held_out_share: Share of the labelled texts that the probe is judged on (sec. 3.1: 10 %).
-        label_margin: Sampled texts whose score is nearer to 0.5 than this have no label.
+        label_margin: Texts that the scorer labels have no label if their score is nearer to 0.5.
         prompts: What generation starts from: ``held_out``, or a suite as in
             ``realtoxicityprompts=file.jsonl``.
         prompt_limit: At most so many prompts.
@@ -35,7 +38,7 @@ class ToxicityConfiguration:
         window_tokens: Tokens of a window.
         window_prompt: Tokens of a window that are given when its rest is to be continued.
         vectors: N, the value vectors closest to the probe (sec. 3.2: 128).
-        neurons: k, the neurons whose keys are scaled (sec. 5.2: 7).
+        neurons: k, the neurons whose keys are scaled (sec. 6: 7).
         scales: Factors of their key vectors.
         single_vectors: How many of the closest value vectors are subtracted one by one.
         singular_vectors: How many left singular vectors of them are subtracted.

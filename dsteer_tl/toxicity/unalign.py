@@ -1,4 +1,4 @@
-"""Undoing DPO by making a few key vectors longer (Lee et al. 2024, sec. 5.2, Table 5; claim 28).
+"""Undoing DPO by making a few key vectors longer (Lee et al. 2024, sec. 6, Table 4; claim 28).
 
 Neurons of the attribute are still there after DPO; what they read no longer reaches them. Keys that
 are several times as long widen the region that activates them. Perplexity stands beside every
