@@ -113,6 +113,7 @@ def reproduce_arguments(base: Path, out: Path, *more: str) -> list[str]:
         "training.max_steps=4",
         "training.batch_size=4",
         "training.evaluate_every=2",
+        "toxicity.enabled=false",
         *more,
     ]
 

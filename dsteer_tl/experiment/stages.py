@@ -21,7 +21,7 @@ from dsteer_tl.experiment.gathering import gather_preferences
 from dsteer_tl.experiment.loaded_run import LoadedRun
 from dsteer_tl.experiment.run_directory import StageReport, hardware, versions
 from dsteer_tl.experiment.source_identity import source_identity
-from dsteer_tl.experiment.suites import is_anthropic_hh
+from dsteer_tl.experiment.study_inputs import StudyInputs
 from dsteer_tl.experiment.sweep_inputs import SweepInputs
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES, describe_sweeps, run_sweeps
 from dsteer_tl.files import hash_file, replacing
@@ -52,33 +52,22 @@ class Experiment(LoadedRun):
         names = self._table_names()
         trained = () if self.configuration.policy else ("training", "formation")
         hashes = self.shift_set.hashes
-        swept = (
-            SWEEP_TABLES
-            if self.configuration.sweep.suites and hashes["base"] != hashes["policy"]
-            else ()
-        )
-        self.directory.keep_tables([*names, *trained, *swept])
+        differ = hashes["base"] != hashes["policy"]
+        swept = SWEEP_TABLES if differ and self.configuration.sweep.suites else ()
+        studied: tuple[str, ...] = ()
+        if differ and self.configuration.toxicity.enabled:
+            from dsteer_tl.experiment.study import STUDY_TABLES
+
+            studied = STUDY_TABLES
+        self.directory.keep_tables([*names, *trained, *swept, *studied])
         reports += [self._table_stage(name) for name in names]
         if swept:
-            reports += run_sweeps(self._sweep_inputs())
-        self.directory.describe(
-            {
-                "name": self.configuration.name,
-                "models": {
-                    "base": {"source": self.configuration.base},
-                    "policy": {"source": self.configuration.policy or "trained in this run"},
-                    "weights": self.shift_set.hashes,
-                },
-                "versions": versions(),
-                "hardware": hardware(),
-                "seeds": {
-                    "preferences": self.configuration.preferences.seed,
-                    "sampling": self.configuration.preferences.sampling.seed,
-                    "training": self.configuration.training.seed,
-                    "measurement": self.configuration.measurement.seed,
-                },
-            }
-        )
+            reports += run_sweeps(SweepInputs.of(self, self._capture_inputs()))
+        if studied:
+            from dsteer_tl.experiment.study import run_study
+
+            reports += run_study(StudyInputs.of(self, self._models()))
+        self._describe()
         return reports
 
     def sweep(self, only: Sequence[str] = ()) -> list[StageReport]:
@@ -92,7 +81,7 @@ class Experiment(LoadedRun):
             DsteerError: A suite cannot be had, or steering fails its check.
         """
         self._require_capture()
-        reports = run_sweeps(self._sweep_inputs(), only)
+        reports = run_sweeps(SweepInputs.of(self, self._capture_inputs()), only)
         # Now that they could be run: a suite that cannot be had would stop every later sweep.
         self._write_settings()
         return reports
@@ -104,7 +93,7 @@ class Experiment(LoadedRun):
             RunError: The run has no captured residuals.
         """
         self._require_capture()
-        return describe_sweeps(self._sweep_inputs())
+        return describe_sweeps(SweepInputs.of(self, self._capture_inputs()))
 
     def _require_capture(self) -> None:
         if "capture" not in self.directory.manifest["stages"]:
@@ -112,6 +101,22 @@ class Experiment(LoadedRun):
                 f"{self.directory.path} has no captured residuals to take vectors from: finish the "
                 "run first, with dsteer reproduce or dsteer analyze"
             )
+
+    def study(self) -> list[StageReport]:
+        """Run the stages up to the policy and then the toxicity study, without the rest.
+
+        Raises:
+            DsteerError: Something is wrong with settings, data, models or the disk.
+        """
+        self._write_settings()
+        reports = [self._preferences_stage()]
+        if not self.configuration.policy:
+            reports.append(self._training_stage())
+        from dsteer_tl.experiment.study import run_study
+
+        reports += run_study(StudyInputs.of(self, self._models()))
+        self._describe()
+        return reports
 
     def train(self) -> list[StageReport]:
         """Run the stages up to the policy.
@@ -121,6 +126,28 @@ class Experiment(LoadedRun):
         """
         self._write_settings()
         return [self._preferences_stage(), self._training_stage()]
+
+    def _describe(self) -> None:
+        captured = "capture" in self.directory.manifest["stages"]
+        self.directory.describe(
+            {
+                "name": self.configuration.name,
+                "models": {
+                    "base": {"source": self.configuration.base},
+                    "policy": {"source": self.configuration.policy or "trained in this run"},
+                    "weights": self.shift_set.hashes if captured else {},
+                },
+                "versions": versions(),
+                "hardware": hardware(),
+                "seeds": {
+                    "preferences": self.configuration.preferences.seed,
+                    "sampling": self.configuration.preferences.sampling.seed,
+                    "training": self.configuration.training.seed,
+                    "measurement": self.configuration.measurement.seed,
+                    "toxicity": self.configuration.toxicity.seed,
+                },
+            }
+        )
 
     def _write_settings(self) -> None:
         with replacing(self.directory / "config.yaml") as temporary:
@@ -180,18 +207,19 @@ class Experiment(LoadedRun):
             self.directory.write_table("formation", result.formation),
         ]
 
-    def _capture_inputs(self) -> list[Any]:
+    def _models(self) -> list[Any]:
         policy = (
             source_identity(self.configuration.policy, self.policy_options.revision)
             if self.configuration.policy
             else self.directory.output_hashes("training")
         )
+        return [self._base_identity, policy, asdict(self.configuration.model)]
+
+    def _capture_inputs(self) -> list[Any]:
         settings = self.configuration.measurement
         prompts = self.configuration.preferences.prompts
         return [
-            self._base_identity,
-            policy,
-            asdict(self.configuration.model),
+            *self._models(),
             hash_file(Path(prompts)) if prompts else self.directory.output_hashes("preferences"),
             [settings.position_kinds, settings.response_limit, settings.pairs],
             [settings.random_weights, settings.seed, self.configuration.preferences.overlong],
@@ -255,25 +283,5 @@ class Experiment(LoadedRun):
             load_encoded=lambda: [encode_pair(self.pair.tokenizer, item) for item in pairs or ()],
             configuration=self.configuration.measurement,
             beta=self.configuration.training.beta,
-            progress=self.progress,
-        )
-
-    def _sweep_inputs(self) -> SweepInputs:
-        trained = self.preferences is not None and not self.configuration.policy
-        prompts = self.configuration.preferences.prompts
-        sources = self.configuration.preferences.sources
-        return SweepInputs(
-            directory=self.directory,
-            configuration=self.configuration.sweep,
-            load_pair=lambda: self.pair,
-            shift_set=self.shift_set,
-            load_probes=lambda: self.probes,
-            pairs=self.measured_pairs,
-            training_pairs=tuple(self.preferences.train) if trained and self.preferences else (),
-            prompts=Path(prompts) if prompts else None,
-            anthropic_hh=not prompts and all(is_anthropic_hh(source) for source in sources),
-            beta=self.configuration.training.beta,
-            seed=self.configuration.measurement.seed,
-            keys=self._capture_inputs(),
             progress=self.progress,
         )
