@@ -27,6 +27,8 @@ from dsteer_tl.spectra import spectrum
 if TYPE_CHECKING:
     from dsteer_tl.vector_formats import VectorFormat
 
+_METADATA = "dsteer_tl.steering_vector.2"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SteeringVector:
@@ -130,16 +132,20 @@ class SteeringVector:
             yield model
 
     def save(self, path: Path | str) -> None:
-        """Write safetensors with everything but the values in the metadata."""
-        metadata = {
-            "format": "dsteer_tl.steering_vector.1",
+        """Write safetensors with everything but the values in the metadata.
+
+        One vector gives one file, byte for byte: safetensors keeps no order among entries of the
+        metadata, so there is a single one.
+        """
+        content = {
             "space": self.space,
             "name": self.name,
             "position_kind": self.position_kind,
-            "rows": str(self.rows),
-            "models": json.dumps(self.models),
-            "readouts": json.dumps(list(self.readouts)),
+            "rows": self.rows,
+            "models": self.models,
+            "readouts": list(self.readouts),
         }
+        metadata = {_METADATA: json.dumps(content, sort_keys=True)}
         with replacing(Path(path)) as temporary:
             save_file({"values": self.values}, temporary, metadata=metadata)
 
@@ -183,22 +189,15 @@ class SteeringVector:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if not metadata.get("format", "").startswith("dsteer_tl.steering_vector."):
+                if _METADATA not in metadata:
                     raise SpaceError(
                         f"{path} holds no steering vector: its metadata name no space to act in"
                     )
                 values = file.get_tensor("values")
         except (SafetensorError, FileNotFoundError, OSError) as error:
             raise SpaceError(f"cannot read a steering vector from {path}: {error}") from error
-        return cls(
-            values,
-            metadata["space"],
-            metadata["name"],
-            metadata["position_kind"],
-            int(metadata["rows"]),
-            json.loads(metadata["models"]),
-            tuple(json.loads(metadata["readouts"])),
-        )
+        content = json.loads(metadata[_METADATA])
+        return cls(values, **(content | {"readouts": tuple(content["readouts"])}))
 
 
 def _provenance(pair: ModelPair) -> tuple[dict[str, str], tuple[str, ...]]:

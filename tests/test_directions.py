@@ -258,3 +258,14 @@ def test_steered_generation(tiny_pair: ModelPair) -> None:
     with vector.apply(tiny_pair.base) as steered:
         generated = steered.generate(batch.ids, batch.mask, max_new_tokens=4)
     assert set(generated[:, 3:].flatten().tolist()) == {token}
+
+
+def test_equal_vectors_are_equal_files(tmp_path: Path) -> None:
+    """safetensors orders the entries of its metadata by chance."""
+    vector = SteeringVector(
+        np.arange(4.0), "h", "v", "last_prompt", 3, {"base": "a", "policy": "b"}, ("c", "d")
+    )
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        vector.save(file)
+    assert len({file.read_bytes() for file in files}) == 1

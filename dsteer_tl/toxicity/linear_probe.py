@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from dsteer_tl.directions import SteeringVector
 from dsteer_tl.errors import ShapeError, SpaceError
 from dsteer_tl.files import replacing
 from dsteer_tl.lens_model import LensModel
+
+_METADATA = "dsteer_tl.linear_probe.1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,11 +73,8 @@ class LinearProbe:
             RunError: The file cannot be written.
         """
         arrays = {"weight": np.ascontiguousarray(self.weight), "bias": np.array([self.bias])}
-        metadata = {
-            "format": "dsteer_tl.linear_probe.1",
-            "site": self.site,
-            "texts": str(self.texts),
-        }
+        # One entry: safetensors keeps no order among several, and equal probes are equal files.
+        metadata = {_METADATA: json.dumps({"site": self.site, "texts": self.texts})}
         with replacing(Path(path)) as temporary:
             save_file(arrays, temporary, metadata=metadata)
 
@@ -88,14 +88,9 @@ class LinearProbe:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if not metadata.get("format", "").startswith("dsteer_tl.linear_probe."):
+                if _METADATA not in metadata:
                     raise SpaceError(f"{path} holds no probe: its metadata name no site")
                 weight, bias = file.get_tensor("weight"), file.get_tensor("bias")
         except (SafetensorError, OSError) as error:
             raise SpaceError(f"cannot read a probe from {path}: {error}") from error
-        return cls(
-            weight=weight,
-            bias=float(bias[0]),
-            site=metadata["site"],
-            texts=int(metadata["texts"]),
-        )
+        return cls(weight=weight, bias=float(bias[0]), **json.loads(metadata[_METADATA]))
