@@ -126,4 +126,18 @@ def resolve_study(command: Toxicity) -> tuple[ExperimentConfiguration, Path]:
     before = file_settings(command.directory / "config.yaml")
     layers = [file_settings(command.config)] if command.config is not None else []
     settings = build_configuration(before, *layers, parse_settings(command.set), asked)
+    _require_same_run(build_configuration(before), settings, command.directory)
     return settings, command.directory
+
+
+def _require_same_run(
+    before: ExperimentConfiguration, after: ExperimentConfiguration, folder: Path
+) -> None:
+    """Refuse another policy beside tables that were measured on the first."""
+    old, new = dataclasses.asdict(before), dataclasses.asdict(after)
+    changed = [name for name in old if name != "toxicity" and old[name] != new[name]]
+    if changed:
+        raise ConfigurationError(
+            f"{folder} is a run with settings of its own, of which {', '.join(changed)} would "
+            "change: only toxicity.* may, or leave the directory away to start another run"
+        )

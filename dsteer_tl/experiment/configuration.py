@@ -22,10 +22,12 @@ from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.experiment.ranges import check_ranges
 from dsteer_tl.measurements.settings import MeasurementConfiguration
 from dsteer_tl.preferences import SamplingConfiguration
+from dsteer_tl.toxicity.continuation_pairs import ContinuationConfiguration
 from dsteer_tl.toxicity.settings import ToxicityConfiguration
 from dsteer_tl.training.configuration import TrainingConfiguration
 
 ON_POLICY = "on-policy"
+CONTINUATIONS = "continuations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +58,14 @@ class PreferenceConfiguration:
     """Where preference pairs or prompts come from.
 
     Attributes:
-        sources: Files or hub ids, put together; ``on-policy`` samples pairs from the base.
+        sources: Files or hub ids, put together; ``on-policy`` samples pairs from the base, and
+            ``continuations`` lets it continue running text, with and without the attribute of
+            the toxicity study.
         layout: How to read the sources; ``auto`` looks at them.
         prompts: A file of prompts without responses, instead of pairs.
         scorer: Ranks on-policy completions: ``vader`` or ``length``.
         sampling: How on-policy completions are sampled.
+        continuations: How running text is continued.
         hub_split: Split of a hub data set.
         held_out_share: Share of prompts kept from training. All pairs are held out where the
             policy is given and nothing is trained.
@@ -74,6 +79,7 @@ class PreferenceConfiguration:
     prompts: str = ""
     scorer: str = "vader"
     sampling: SamplingConfiguration = field(default_factory=SamplingConfiguration)
+    continuations: ContinuationConfiguration = field(default_factory=ContinuationConfiguration)
     hub_split: str = "train"
     held_out_share: float = 0.25
     limit: int = 0

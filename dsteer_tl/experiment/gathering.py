@@ -6,8 +6,13 @@ import logging
 from collections import Counter
 from typing import cast
 
-from dsteer_tl.experiment.configuration import ON_POLICY, ExperimentConfiguration
-from dsteer_tl.lens_model import LoadOptions, load_lens_model, load_tokenizer
+from dsteer_tl.experiment.configuration import (
+    CONTINUATIONS,
+    ON_POLICY,
+    ExperimentConfiguration,
+)
+from dsteer_tl.experiment.continued_text import continued_text
+from dsteer_tl.lens_model import LensModel, LoadOptions, load_lens_model, load_tokenizer
 from dsteer_tl.lens_model.checkpoint import resolve_source
 from dsteer_tl.preferences import (
     PreferencePair,
@@ -35,13 +40,15 @@ def gather_preferences(
     tokenizer = load_tokenizer(configuration.base, options)
     pairs: list[PreferencePair] = []
     dropped: Counter[str] = Counter()
-    context = None
+    base: LensModel | None = None
     for source in settings.sources:
-        if source == ON_POLICY:
+        if source in (ON_POLICY, CONTINUATIONS) and base is None:
             base = load_lens_model(
                 configuration.base, backend=configuration.model.backend, options=options
             )
-            context = base.n_ctx
+        if source == CONTINUATIONS and base is not None:
+            found = continued_text(base, tokenizer, configuration, progress=progress)
+        elif source == ON_POLICY and base is not None:
             found = sample_preferences(
                 cast(Generate, base.generate),
                 tokenizer,
@@ -62,7 +69,7 @@ def gather_preferences(
         pairs, name=configuration.name, dropped=dropped
     ).without_overlong(
         tokenizer,
-        context or _context(configuration.base, options),
+        base.n_ctx if base is not None else _context(configuration.base, options),
         strict=settings.overlong == "error",
     )
     if settings.limit:

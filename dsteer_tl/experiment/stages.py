@@ -16,11 +16,13 @@ import pandas as pd
 
 from dsteer_tl.capture import CaptureConfiguration, capture_shifts
 from dsteer_tl.errors import DataError, RunError
-from dsteer_tl.experiment.configuration import to_yaml
+from dsteer_tl.experiment.configuration import CONTINUATIONS, to_yaml
+from dsteer_tl.experiment.continued_text import continued_text_keys
 from dsteer_tl.experiment.gathering import gather_preferences
 from dsteer_tl.experiment.loaded_run import LoadedRun
 from dsteer_tl.experiment.run_directory import StageReport, hardware, versions
 from dsteer_tl.experiment.source_identity import source_identity
+from dsteer_tl.experiment.study import STUDY_TABLES, run_study
 from dsteer_tl.experiment.study_inputs import StudyInputs
 from dsteer_tl.experiment.sweep_inputs import SweepInputs
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES, describe_sweeps, run_sweeps
@@ -54,18 +56,12 @@ class Experiment(LoadedRun):
         hashes = self.shift_set.hashes
         differ = hashes["base"] != hashes["policy"]
         swept = SWEEP_TABLES if differ and self.configuration.sweep.suites else ()
-        studied: tuple[str, ...] = ()
-        if differ and self.configuration.toxicity.enabled:
-            from dsteer_tl.experiment.study import STUDY_TABLES
-
-            studied = STUDY_TABLES
+        studied = STUDY_TABLES if differ and self.configuration.toxicity.enabled else ()
         self.directory.keep_tables([*names, *trained, *swept, *studied])
         reports += [self._table_stage(name) for name in names]
         if swept:
             reports += run_sweeps(SweepInputs.of(self, self._capture_inputs()))
         if studied:
-            from dsteer_tl.experiment.study import run_study
-
             reports += run_study(StudyInputs.of(self, self._models()))
         self._describe()
         return reports
@@ -112,8 +108,6 @@ class Experiment(LoadedRun):
         reports = [self._preferences_stage()]
         if not self.configuration.policy:
             reports.append(self._training_stage())
-        from dsteer_tl.experiment.study import run_study
-
         reports += run_study(StudyInputs.of(self, self._models()))
         self._describe()
         return reports
@@ -169,6 +163,8 @@ class Experiment(LoadedRun):
                 if s and Path(s).is_file()
             ]
         )
+        if CONTINUATIONS in settings.sources:
+            inputs.append(continued_text_keys(self.configuration))
         return self.directory.stage("preferences", inputs, self._write_preferences)
 
     def _write_preferences(self) -> list[Path]:

@@ -86,13 +86,25 @@ class StudyStages:
 
     # The stages.
 
-    def write_texts(self) -> dict[str, pd.DataFrame]:
-        """Labelled texts, prompts, windows, continuations; which metrics run."""
-        save_labelled_texts(
-            labelled_texts(self.inputs, self.scorer), self.folder / "labelled.jsonl"
-        )
+    def metrics(self) -> dict[str, pd.DataFrame]:
+        """What the study measures of texts, and what it cannot, with the reason."""
+        obstacle = self.scorer.obstacle()
+        rows = [("attribute_score", self.scorer.name, "NOT RUN" if obstacle else "RUN", obstacle)]
+        rows += [(name, "study", "RUN", "") for name in ("perplexity", "f1")]
+        table = pd.DataFrame(rows, columns=["metric", "family", "status", "reason"])
+        sources = [self.scorer.source, "this library", "Lee et al. 2024, sec. 3.3"]
+        return {"toxicity_metrics": table.assign(source=sources)}
+
+    def labelled(self) -> dict[str, pd.DataFrame]:
+        """Texts with and without the attribute."""
+        found = labelled_texts(self.inputs, self.scorer)
+        save_labelled_texts(found, self.folder / "labelled.jsonl")
+        return {}
+
+    def study_texts(self) -> dict[str, pd.DataFrame]:
+        """Prompts, running text, and what both models write."""
         save_study_texts(study_texts(self.inputs), self.folder / "texts.json")
-        return {"toxicity_metrics": _metrics(self.scorer)}
+        return {}
 
     def fit(self) -> dict[str, pd.DataFrame]:
         """The probe and its controls (sec. 3.1)."""
@@ -123,7 +135,7 @@ class StudyStages:
         }
 
     def value_vectors(self) -> dict[str, pd.DataFrame]:
-        """The value vectors closest to the probe (sec. 3.2)."""
+        """The value vectors closest to the probe (sec. 3.1)."""
         pair, seed, words = self.inputs.pair, self.settings.seed, self.scorer.words()
         shuffled = LinearProbe.load(self.folder / "shuffled_probe.safetensors")
         shared = (self.attribute, words, seed)
@@ -146,7 +158,7 @@ class StudyStages:
         return {"toxicity_weights": table}
 
     def changes(self) -> dict[str, pd.DataFrame]:
-        """Activations, offsets, axes, value vectors and the decomposition (sec. 4)."""
+        """Activations, offsets, axes, value vectors and the decomposition (sec. 5.2)."""
         return measure_changes(
             self.inputs.pair.base,
             self.inputs.pair.policy,
@@ -222,13 +234,3 @@ class StudyStages:
             progress=self.progress,
         )
         return {"toxicity_patching": table}
-
-
-def _metrics(scorer: AttributeScorer) -> pd.DataFrame:
-    """What the study measures of texts, and what it cannot, with the reason."""
-    obstacle = scorer.obstacle()
-    rows = [("attribute_score", scorer.name, "NOT RUN" if obstacle else "RUN", obstacle)]
-    rows += [(name, "study", "RUN", "") for name in ("perplexity", "f1")]
-    sources = [scorer.source, "this library", "Lee et al. 2024, sec. 3.3"]
-    table = pd.DataFrame(rows, columns=["metric", "family", "state", "reason"])
-    return table.assign(source=sources)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from dsteer_tl.errors import ConfigurationError, DataError, RunError
@@ -67,7 +68,10 @@ def labelled_texts(inputs: StudyInputs, scorer: AttributeScorer) -> tuple[Labell
 
 
 def _of_pairs(inputs: StudyInputs) -> dict[str, int | None]:
-    """Completions of the run's pairs, each once, with the number of its prompt."""
+    """Completions of the pairs that the policy was trained on, with the number of their prompt.
+
+    Where it was not trained here, those of pairs whose prompts the study does not continue.
+    """
     if inputs.preferences is None:
         raise ConfigurationError(
             "toxicity.labels is 'pairs', but this run has prompts alone: give "
@@ -75,10 +79,19 @@ def _of_pairs(inputs: StudyInputs) -> dict[str, int | None]:
         )
     numbers: dict[str, int] = {}
     found: dict[str, int | None] = {}
-    for pair in inputs.preferences:
+    studied = set(inputs.prompts) if inputs.configuration.prompts == HELD_OUT else set()
+    pairs = inputs.preferences.train if inputs.training else inputs.preferences
+    for pair in pairs:
+        if pair.prompt in studied:
+            continue
         number = numbers.setdefault(pair.prompt, len(numbers))
         for text in (pair.chosen.strip(), pair.rejected.strip()):
             found.setdefault(text, number)
+    if not found:
+        raise ConfigurationError(
+            "toxicity.labels is 'pairs', but the study continues the prompts of all of them: give "
+            "toxicity.labels=sampled or a labelled set, or other toxicity.prompts"
+        )
     return dict(list(found.items())[: inputs.configuration.label_texts])
 
 
@@ -127,7 +140,9 @@ def _prompts(
     fitting = [row for row in rows if 0 < len(row) <= n_ctx - settings.max_new_tokens]
     if len(fitting) < len(rows):
         logger.info("%d prompts that do not fit the context were dropped", len(rows) - len(fitting))
-    kept = fitting[: settings.prompt_limit]
+    # Drawn, for files are often sorted, and kept in their order.
+    order = np.random.default_rng([settings.seed, 4]).permutation(len(fitting))
+    kept = [fitting[index] for index in sorted(order[: settings.prompt_limit].tolist())]
     if len(kept) < _FEWEST_PROMPTS:
         raise DataError(
             f"toxicity.prompts={settings.prompts!r} gives {len(kept)} prompts that leave room for "

@@ -38,7 +38,7 @@ def toxicity_value_vectors(value_vectors: pd.DataFrame, svd: pd.DataFrame) -> go
 
     The best of many vectors are close to any direction: hence the N that are closest to a probe of
     shuffled labels, and N random ones. A singular value above the random group's says that the
-    group shares a direction (claim 21; Lee et al. 2024, sec. 3.2).
+    group shares a direction (claim 21; Lee et al. 2024, sec. 3.1).
 
     Args:
         value_vectors: Table `toxicity_value_vectors`; `cosine` is with the group's own probe,

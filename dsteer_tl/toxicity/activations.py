@@ -1,4 +1,4 @@
-"""Do the activations of the attribute's neurons drop? (Lee et al. 2024, sec. 4.3; claim 25).
+"""Do activations of the attribute's neurons drop? (Lee et al. 2024, sec. 5.2, Fig. 2; claim 25).
 
 The activations are the true m, read at the model's own activation function: recomputed from the
 residual stream without the norm's scale and bias they would be other numbers. Beside the group of

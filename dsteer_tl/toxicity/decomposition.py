@@ -1,4 +1,4 @@
-"""What the shift of the residual stream is made of, exactly (Lee et al. 2024, sec. 5; claim 27).
+"""What the shift of the residual stream is made of, exactly (Lee et al. 2024, sec. 5.2; claim 27).
 
 A block adds attn_out + m·W_out + b_out to the stream. So, with v the rows of W_out, the shift
 between two models splits without remainder:

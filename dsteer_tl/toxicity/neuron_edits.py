@@ -38,7 +38,7 @@ _PLACES: dict[Keys, tuple[str, ...]] = {
 
 
 def scale_keys(lens: LensModel, neurons: Neurons, factor: float, keys: Keys = "in") -> list[Edit]:
-    """What the model does when the neurons' key vectors are multiplied by a factor (sec. 5.2).
+    """What the model does when the neurons' key vectors are multiplied by a factor (sec. 6).
 
     With pre = ⟨x, k⟩ + b the edit is pre ← factor · (pre − b) + b: biases are left alone, as when
     the column of the weight is multiplied. Other neurons stay as they are, bit for bit.

@@ -1,4 +1,4 @@
-"""Is the shift of the residual stream one offset? (Lee et al. 2024, sec. 5.1; claim 26).
+"""Is the shift of the residual stream one offset? (Lee et al. 2024, sec. 5.2; claim 26).
 
 δ = h_policy − h_base at the same token, at ``resid_mid`` and ``resid_post`` of every layer. The
 statistic is the cosine of each δ with the mean over all *other* prompts: a row that takes part in

@@ -23,7 +23,7 @@ class ToxicityConfiguration:
         scorer: What scores continuations: ``vader`` (unkind words), ``lexicon``, ``detoxify`` or
             ``perspective``.
         labels: Labelled texts of the probe: ``sampled`` from the base, or the completions of the
-            run's ``pairs``, both labelled by the scorer; ``paradetox``, ``jigsaw``,
+            run's training ``pairs``, both labelled by the scorer; ``paradetox``, ``jigsaw``,
             ``realtoxicityprompts``; or one of them or a name of your own with a file, as in
             ``paradetox=paradetox.tsv``.
         label_texts: At most so many labelled texts.
@@ -37,7 +37,7 @@ class ToxicityConfiguration:
         windows: Windows of that text.
         window_tokens: Tokens of a window.
         window_prompt: Tokens of a window that are given when its rest is to be continued.
-        vectors: N, the value vectors closest to the probe (sec. 3.2: 128).
+        vectors: N, the value vectors closest to the probe (sec. 3.1: 128).
         neurons: k, the neurons whose keys are scaled (sec. 6: 7).
         scales: Factors of their key vectors.
         single_vectors: How many of the closest value vectors are subtracted one by one.
@@ -58,7 +58,7 @@ class ToxicityConfiguration:
     label_texts: int = 20_000
     held_out_share: float = 0.1
     label_margin: float = 0.2
-    prompts: str = "realtoxicityprompts"
+    prompts: str = "realtoxicityprompts-challenging"
     prompt_limit: int = 1_200
     text: str = "wikitext"
     windows: int = 256

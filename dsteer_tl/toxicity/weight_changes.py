@@ -1,6 +1,6 @@
 """How far preference tuning moved the weights, tensor by tensor (claim 24).
 
-Lee et al. 2024, sec. 5, find cosines of more than 0.99 between the weights before and after DPO,
+Lee et al. 2024, sec. 5.1, find cosines of more than 0.99 between the weights before and after DPO,
 and norms that differ by less than 1e-5. A cosine near 1 is cheap: with ‖Δθ‖ = 0.1·‖θ‖ a random
 change has one of 0.995 too. So each tensor's cosine stands beside that of a random change of the
 same norm, and norms that differ little stand beside the norm of the change.

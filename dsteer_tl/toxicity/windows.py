@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 WIKITEXT_HUB, WIKITEXT_CONFIGURATION = "Salesforce/wikitext", "wikitext-2-raw-v1"
+_SPLITS = {"wikitext": "test", "wikitext-train": "train"}
 
 #: Rounds of sampling, per round that would do without repeated texts, before giving up.
 _PATIENCE = 10
@@ -37,15 +38,17 @@ def load_text(name: str | Path) -> list[str]:
     perplexity is no plain text's, and only numbers on one file may be compared.
 
     Args:
-        name: ``"wikitext"`` for the test split of the hub's raw WikiText-2 (Merity et al. 2016), or
-            a file: .txt, or a table with the column prompt or text, both also .gz.
+        name: ``"wikitext"`` for the test split of the hub's raw WikiText-2 (Merity et al. 2016),
+            ``"wikitext-train"`` for its training split, or a file: .txt, or a table with the column
+            prompt or text, both also .gz.
 
     Raises:
         DataError: The text cannot be had or read, or there is none.
     """
-    if str(name) != "wikitext":
+    split = _SPLITS.get(str(name))
+    if split is None:
         return list(load_prompts(name))
-    records = read_hub(WIKITEXT_HUB, split="test", configuration=WIKITEXT_CONFIGURATION)
+    records = read_hub(WIKITEXT_HUB, split=split, configuration=WIKITEXT_CONFIGURATION)
     lines = [field_text(record, "text").rstrip("\r\n") for record in records]
     return [line for line in lines if line.strip()]
 

@@ -129,6 +129,38 @@ def test_a_finished_study_is_not_run_again(tales: Path, capsys: pytest.CaptureFi
     assert {path: path.stat().st_mtime_ns for path in (out / "tables").iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "again"),
+    [
+        ("toxicity.scales=[1.0, 3.0]", {"unalign"}),
+        ("toxicity.singular_vectors=1", {"interventions"}),
+        ("toxicity.attribute=sad", {"probe"}),
+        ("toxicity.label_texts=80", {"labelled", "probe", "value_vectors", "changes"}
+         | {"interventions", "unalign", "patching"}),
+    ],
+)  # fmt: skip
+def test_only_what_depends_on_a_setting_runs_again(
+    copy: Path, setting: str, again: set[str]
+) -> None:
+    assert ran(copy, setting) == again
+
+
+def ran(folder: Path, *settings: str) -> set[str]:
+    """Stages of the study that ran, by the times that the manifest gives them."""
+    path = folder / "manifest.json"
+    manifest = read_json(path)
+    for entry in manifest["stages"].values():
+        entry["seconds"] = -1.0
+    path.write_text(json.dumps(manifest), "utf-8")
+    assert main(["toxicity", str(folder), "--no-images", "--quiet", "--set", *settings]) == 0
+    stages = read_json(path)["stages"]
+    return {
+        name.removeprefix("toxicity/")
+        for name, entry in stages.items()
+        if entry["seconds"] >= 0 and name.startswith("toxicity/")
+    }
+
+
 def test_two_studies_of_one_configuration_are_equal(tales: Path, tmp_path: Path) -> None:
     out = study(tales)
     assert main(arguments(tales, tmp_path)) == 0
@@ -171,12 +203,12 @@ def test_a_scorer_that_cannot_run_is_not_run(
     settings = ("toxicity.scorer=detoxify", "toxicity.attribute=toxic")
     assert main(["toxicity", str(copy), "--no-images", "--quiet", "--set", *settings]) == 0
     metrics = table(copy, "toxicity_metrics").set_index("metric")
-    assert metrics.loc["attribute_score", "state"] == "NOT RUN"
+    assert metrics.loc["attribute_score", "status"] == "NOT RUN"
     assert "not on this machine" in metrics.loc["attribute_score", "reason"]
     assert table(copy, "toxicity_interventions")["attribute_score"].isna().all()
     assert table(copy, "toxicity_unalign")["attribute_score"].isna().all()
     rows = verdicts(copy)
-    for number in (22, 23, 28):
+    for number in (22, 23, 24, 28):
         assert rows[number]["verdict"] == "NOT RUN"
         assert "not on this machine" in str(rows[number]["reason"])
     for number in (20, 21, 25, 26, 27, 29, 30):
@@ -205,7 +237,7 @@ def test_an_interrupted_study_continues(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("toxicity.labels=pairs",), "found 3 texts with the attribute|expected at least 20"),
+        (("toxicity.labels=pairs",), "the study continues the prompts of all of them"),
         (("toxicity.labels=nothing",), "there is no labelled set 'nothing'|nothing"),
         (("toxicity.prompts=nothing",), "there is no suite 'nothing'"),
         (("toxicity.text=nothing.txt",), "nothing.txt"),
@@ -241,6 +273,8 @@ def test_models_that_are_equal(
 def test_flags_of_another_run(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["toxicity", str(copy), "--base", "tales"]) == 2
     assert "leave --base away" in capsys.readouterr().err
+    assert main(["toxicity", str(copy), "--set", "training.beta=5.0"]) == 2
+    assert "training would change" in capsys.readouterr().err
     assert main(["toxicity", str(copy / "nowhere")]) == 2
     assert "no run directory" in capsys.readouterr().err
 
