@@ -6,6 +6,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= runs/tales
 ARGS ?=
+# Processes of the test suite, each with one thread; a process takes about 2 GB.
+WORKERS ?= auto
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
@@ -35,7 +37,7 @@ reproduce: $(VENV)/installed
 	$(BIN)/dsteer reproduce --preset tales --out $(OUT) $(ARGS)
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
