@@ -355,8 +355,8 @@ def test_unknown_sites_and_hooks_are_refused(case: Case) -> None:
     with pytest.raises(HookError, match=r"near it: blocks\.0\.hook_resid_post, blocks\.1\."):
         lens.check(["blocks.7.hook_resid_post"])
     lens.check([lens.hook_name("resid_post.1")])
-    with pytest.raises(HookError, match=r"unknown site 'resid_mid\.0'"):
-        lens.capture(batch.ids, batch.mask, ["resid_mid.0"], first)
+    with pytest.raises(HookError, match=r"unknown site 'resid_middle\.0'"):
+        lens.capture(batch.ids, batch.mask, ["resid_middle.0"], first)
     with (
         pytest.raises(HookError, match=r"has 2 layers, so the last is 'resid_post.1'"),
         lens.hooks([Edit("resid_post.2", lambda x: x)]),
