@@ -6,7 +6,7 @@
 #
 # **Claim.** Row 29 (the peak at the last layers is suppressed after DPO).
 #
-# **Null.** As many neutral tokens that the base finds as likely, chosen on one half of the prompts
+# **Null.** 20 groups of neutral tokens that the base finds as likely, drawn on one half of the prompts
 # and read on the other: what was chosen for being likely regresses to the mean whatever is done to
 # the model.
 #

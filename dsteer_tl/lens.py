@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from dsteer_tl.capture import ShiftSet
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.lens_model import LensModel
 from dsteer_tl.sites import FINAL
+
+# Logits of one block of rows: 16 MiB as float32.
+_BLOCK_LOGITS = 2**22
+# Numbers of W_U that are held in float64 at a time: 128 MiB.
+_BLOCK_WEIGHTS = 2**24
 
 
 @torch.inference_mode()
@@ -25,6 +33,53 @@ def normed(
     """
     tensor = torch.from_numpy(np.asarray(rows)).to(model.device, model.dtype)
     return model.final_norm(tensor).double().cpu().numpy()
+
+
+@torch.inference_mode()
+def lens_logits(
+    model: LensModel, rows: Float[Tensor, "row d_model"]
+) -> Iterator[Float[Tensor, "block d_vocab"]]:
+    """Logits of residuals of any layer, in blocks of rows, float32 at least.
+
+    The final norm is computed anew from every row: the scale that the last layer's stream has
+    there would be another layer's, and another model's, in its place. Gain, unembedding, bias and
+    soft-capping are the model's own.
+    """
+    # Logits of half precision would be off by a tenth of a nat.
+    readout = model.readout.to(dtype=torch.promote_types(model.dtype, torch.float32))
+    step = max(1, _BLOCK_LOGITS // model.d_vocab)
+    for start in range(0, len(rows), step):
+        h = model.final_norm(rows[start : start + step].to(model.device, model.dtype))
+        yield readout(h.to(readout.W_U.dtype))
+
+
+@torch.inference_mode()
+def lens_log_probabilities(
+    model: LensModel,
+    rows: Float[Tensor, "row d_model"],
+    groups: Sequence[Int[np.ndarray, " token"]],
+) -> Float[np.ndarray, "group row"]:
+    """Ln of the summed probability of each of many groups of tokens, by `lens_logits`.
+
+    Args:
+        model: The model that the rows are of.
+        rows: Residuals of any layer.
+        groups: Token ids, none twice in a group; an empty group has probability 0.
+    """
+    ids, places = np.unique(np.concatenate(groups), return_inverse=True)
+    if not len(ids):
+        return np.full((len(groups), len(rows)), -np.inf)
+    members = torch.zeros(len(ids), len(groups))
+    members[places, np.repeat(np.arange(len(groups)), [len(group) for group in groups])] = 1
+    members, columns = members.to(model.device), torch.from_numpy(ids).to(model.device)
+    found = []
+    for logits in lens_logits(model, rows):
+        chosen = logits[:, columns]
+        # Relative to the likeliest of all groups, so that small probabilities do not underflow.
+        top = chosen.amax(dim=-1, keepdim=True)
+        sums = (chosen - top).exp() @ members.to(logits.dtype)
+        found.append((sums.log() + top - logits.logsumexp(dim=-1, keepdim=True)).T.cpu())
+    return torch.cat(found, dim=1).double().numpy()
 
 
 def projections_by_site(
@@ -64,10 +119,14 @@ def logit_change(
 ) -> Float[np.ndarray, " d_vocab"]:
     """Change of every logit when a vector is added at h: W_Uᵀ v, less its mean over tokens.
 
-    A constant added to all logits changes no probability, so the mean is taken away.
+    A constant added to all logits changes no probability, so the mean is taken away. Sums are of
+    float64; W_U is turned to it in blocks of columns, as the whole may be larger than the model.
     """
-    W_U = model.W_U.detach().cpu().double().numpy()
-    change = np.asarray(vector, dtype=np.float64) @ W_U * model.readout.scale
+    W_U, row = model.W_U.detach(), np.asarray(vector, dtype=np.float64)
+    step = max(1, _BLOCK_WEIGHTS // len(W_U))
+    starts = range(0, W_U.shape[1], step)
+    parts = [row @ W_U[:, start : start + step].cpu().double().numpy() for start in starts]
+    change = np.concatenate(parts) * model.readout.scale
     centred: np.ndarray = change - change.mean()
     return centred
 
@@ -80,12 +139,15 @@ def promoted_and_suppressed(
 ) -> pd.DataFrame:
     """The tokens whose logits a vector at h raises and lowers most.
 
+    Ids from the tokenizer's length on are left out: they are columns that pad W_U to a round
+    number, and no tokens.
+
     Returns:
         Columns ``effect`` (promoted, suppressed), ``rank`` from 1, ``token_id``, ``token``,
         ``value`` in logits a unit of the vector.
     """
     change = logit_change(model, vector)
-    order = np.argsort(change)
+    order = np.argsort(change[: len(tokenizer)])
     rows = []
     for effect, ids in (("promoted", order[::-1][:count]), ("suppressed", order[:count])):
         for rank, token_id in enumerate(ids, start=1):

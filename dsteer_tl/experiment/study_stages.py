@@ -231,6 +231,7 @@ class StudyStages:
             self.probe.unit,
             self.attribute,
             self.settings,
+            unread=self.inputs.pair.tokenizer.all_special_ids,
             progress=self.progress,
         )
         return {"toxicity_patching": table}

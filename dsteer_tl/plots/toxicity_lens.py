@@ -22,6 +22,7 @@ LENS_COLUMNS = (
     "high",
     "tokens",
     "prompts",
+    "draws",
 )
 
 _GROUPS = ("attribute", "neutral")
@@ -30,12 +31,14 @@ _GROUPS = ("attribute", "neutral")
 def toxicity_lens(lens: pd.DataFrame) -> go.Figure:
     """Summed probability of the attribute's tokens by depth, and its paired change in logarithms.
 
-    Hidden states are read through each model's final norm and unembedding. Neutral tokens that the
-    base finds as likely are the control: what was likely regresses to the mean, whatever is done to
-    the model (claim 29).
+    Hidden states are read through each model's final norm and unembedding. Groups of neutral tokens
+    that the base finds as likely are the control: training moves every group, whether or not it was
+    meant (claim 29). The attribute's band is a 95 % interval over prompts; the neutral band is the
+    range of the groups drawn, so an attribute inside it changes as any tokens do.
 
     Args:
-        lens: Table `toxicity_lens`: means over prompts, 95 % intervals of ln(p_policy / p_base).
+        lens: Table `toxicity_lens`: means over prompts and draws of probabilities and of
+            ln(p_policy / p_base), with the ends of both bands.
 
     Raises:
         ShapeError: The table lacks columns or rows, or has an unknown place.
@@ -74,7 +77,8 @@ def toxicity_lens(lens: pd.DataFrame) -> go.Figure:
         low, high = floats(rows, "low"), floats(rows, "high")
         ratios += [*floats(rows, "log_ratio"), *low, *high]
         style = group_style(group)
-        count = int(rows["tokens"].max())
+        count, draws = (int(rows[column].max()) for column in ("tokens", "draws"))
+        drawn = f"{draws:,} draws of " if draws > 1 else ""
         add_line(
             figure,
             depth,
@@ -82,7 +86,7 @@ def toxicity_lens(lens: pd.DataFrame) -> go.Figure:
             style,
             low=low,
             high=high,
-            label=f"{style.label} ({count:,} tokens)",
+            label=f"{style.label} ({drawn}{count:,} tokens)",
             row=1,
             col=2,
         )

@@ -8,8 +8,9 @@ stay the base's, so that even all neurons together need not give the policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -20,11 +21,10 @@ from tqdm.auto import tqdm
 
 from dsteer_tl.controls import bootstrap_ratio
 from dsteer_tl.cosines import finite_vector, unit_rows
-from dsteer_tl.distributions import divergence, log_probabilities
+from dsteer_tl.distributions import Readout, blocks, divergence, log_probabilities
 from dsteer_tl.errors import PairError, ShapeError
 from dsteer_tl.lens_model import Gather, LensModel, PaddedBatch, length_sorted_batches, pad
-from dsteer_tl.lens_model.readout import Readout
-from dsteer_tl.sites import FINAL, resid_post
+from dsteer_tl.sites import resid_post
 from dsteer_tl.toxicity.neuron_edits import (
     all_neurons,
     check_neurons,
@@ -41,10 +41,16 @@ STATISTICS = ("probe_projection", "kl")
 #: Σ Δm_i v_i is added to the last residual, and nothing reacts.
 EFFECTS = ("total", "direct")
 
-#: Random groups of each size that the control averages over.
-RANDOM_DRAWS = 3
+#: Random groups that the control averages over: which neurons are drawn matters more than which
+#: prompts are read.
+RANDOM_DRAWS = 12
+#: As many of them have the smaller size too, and their KL, which is as slow as a forward pass.
+KL_DRAWS = 3
 
-_COLUMNS = ["group", "neurons", "statistic", "effect", "share", "low", "high", "prompts"]
+_COLUMNS = [
+    *("group", "neurons", "statistic", "effect", "share", "low", "high"),
+    *("draws", "draws_low", "draws_high", "whole", "whole_low", "whole_high", "prompts"),
+]
 # Logits that are compared at a time: as float64 they stay in a processor's cache, which halves the
 # time. Fewer rows than this would read the whole unembedding for too little.
 _BLOCK_LOGITS = 2**18
@@ -53,10 +59,11 @@ _FEWEST_ROWS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Patch:
-    """Neurons that get the policy's activations, and the effects to measure."""
+    """Neurons that get the policy's activations, the effects to measure, and by what."""
 
     neurons: Neurons
     effects: tuple[str, ...] = EFFECTS
+    statistics: tuple[str, ...] = STATISTICS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +72,7 @@ class PatchingSums:
 
     Attributes:
         whole: For each statistic, what the models differ by: policy minus base of the projection,
-            averaged over the prompt's tokens, or KL(policy‖base) summed over them, in nats.
+            averaged over the tokens read, or KL(policy‖base) summed over all tokens, in nats.
         recovered: For each patch by statistic and effect, what it moved of that: patched minus
             base, or KL(policy‖base) − KL(policy‖patched).
     """
@@ -82,41 +89,49 @@ def measure_patching(
     attribute: Neurons,
     configuration: ToxicityConfiguration,
     *,
+    unread: Collection[int] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
     """The table ``toxicity_patching`` (claim 30): recovered shares with intervals over prompts.
 
-    Both models read each prompt with the base's continuation; every token is patched and counted.
-    A share is 1 where patching gives the policy, 0 where it does nothing and below 0 where it leads
-    away; where the models do not differ in a statistic, its shares are NaN. The groups are the
-    attribute's neurons (all, and the first ``configuration.neurons``), as many random neurons
-    outside the group, averaged over 3 draws, and every neuron of every layer, for which the total
-    effect alone is measured.
+    Both models read each prompt with the base's continuation; every token is patched. A share is 1
+    where patching gives the policy, 0 where it does nothing and below 0 where it leads away; where
+    the models do not differ in a statistic, its shares are NaN. The groups are the attribute's
+    neurons (all, and the first ``configuration.neurons``), as many random neurons outside the
+    group, and every neuron of every layer, for which the total effect alone is measured.
+
+    A random share is the mean over ``draws`` groups: 12, or 3 for the KL and for the smaller size.
+    ``draws_low`` and ``draws_high`` are the smallest and largest share among them; ``whole`` is
+    what the models differ by, policy minus base of the projection or KL, as a mean over prompts.
+
+    The mean of the projection over a prompt's tokens leaves the ids in ``unread`` out: give the
+    special tokens, which the probe's features left out too. The KL counts every token.
 
     Raises:
         HookError: A neuron does not exist, or the value vectors are not what neurons write.
         PairError: The models have different shapes.
-        ShapeError: The direction is not of the stream, there are fewer than two prompts, or too few
-            neurons are left for the control.
+        ShapeError: The direction is not of the stream, there are fewer than two prompts, one has
+            unread tokens alone, or too few neurons are left for the control.
     """
     sizes = sorted({len(attribute), min(configuration.neurons, len(attribute))})
     patches = [Patch(attribute.first(size)) for size in sizes]
     for draw in range(RANDOM_DRAWS):
         seed = int(np.random.SeedSequence([configuration.seed, draw]).generate_state(1)[0])
         drawn = random_neurons(base.n_layers, base.d_mlp, sizes[-1], seed, exclude=attribute)
-        patches += [Patch(drawn.first(size)) for size in sizes]
+        if draw < KL_DRAWS:
+            patches += [Patch(drawn.first(size)) for size in sizes]
+        else:
+            patches.append(Patch(drawn, statistics=STATISTICS[:1]))
     patches.append(Patch(all_neurons(base), ("total",)))
-    sequences = [
-        (*prompt, *continuation)
-        for prompt, continuation in zip(texts.prompts, texts.continuations["base"], strict=True)
-    ]
+    pairs = zip(texts.prompts, texts.continuations["base"], strict=True)
     sums = patching_sums(
         base,
         policy,
-        sequences,
+        [(*prompt, *continuation) for prompt, continuation in pairs],
         probe_direction,
         patches,
         token_budget=configuration.token_budget,
+        unread=unread,
         progress=progress,
     )
     return share_table(patches, sums, draws=configuration.draws, seed=configuration.seed)
@@ -131,6 +146,7 @@ def patching_sums(
     patches: Sequence[Patch],
     *,
     token_budget: int,
+    unread: Collection[int] = (),
     progress: bool = True,
 ) -> PatchingSums:
     """Run every patch over every sequence.
@@ -138,43 +154,53 @@ def patching_sums(
     Args:
         base: The model that is patched.
         policy: Where the activations come from.
-        sequences: Token ids; every token is patched and counted.
+        sequences: Token ids; every token is patched.
         probe_direction: The probe on the last ``resid_post``; its length does not matter.
         patches: Which neurons.
         token_budget: Padded tokens a forward pass.
+        unread: Token ids that the mean of the projection leaves out. The KL counts them: a
+            beginning-of-sequence token, too, predicts a token of the text.
         progress: Show a progress bar.
 
     Raises:
         HookError: A neuron does not exist, or the value vectors are not what neurons write.
         PairError: The models have different shapes.
-        ShapeError: The direction is not of the stream, or the sequences do not fit the models.
+        ShapeError: The direction is not of the stream, a sequence has unread tokens alone, or the
+            sequences do not fit the models.
     """
     unit = _checked(base, policy, probe_direction, patches)
+    for index, sequence in enumerate(sequences):
+        if set(unread).issuperset(sequence):
+            raise ShapeError(
+                f"sequence {index}: found {len(sequence)} tokens, all of them unread, expected at "
+                "least one whose projection counts: leave it out"
+            )
     base.check_value_vectors()
-    readouts = [lens.readout.to(dtype=torch.float32) for lens in (policy, base)]
-    measures = [[(s, e) for s in STATISTICS for e in patch.effects] for patch in patches]
+    readouts = [_readout(lens) for lens in (policy, base)]
+    measures = [[(s, e) for s in patch.statistics for e in patch.effects] for patch in patches]
     whole = {statistic: np.zeros(len(sequences)) for statistic in STATISTICS}
     recovered = [{measure: np.zeros(len(sequences)) for measure in each} for each in measures]
     batches = list(length_sorted_batches([len(row) for row in sequences], token_budget))
     for indices in tqdm(batches, desc="patched neurons", unit="batch", disable=not progress):
         batch = pad([sequences[index] for index in indices])
-        run = _Batch(base, policy, batch, patches)
-        streams, finals, places = [run.base_stream], [run.base_final], []
-        for number, patch in enumerate(patches):
+        run = _Batch(base, policy, batch, patches, unread)
+        start = run.prompt_means(run.base_stream, unit)
+        whole["probe_projection"][indices] = run.prompt_means(run.policy_stream, unit) - start
+        streams, places = [run.base_stream], []
+        for patch, moved in zip(patches, recovered, strict=True):
             for effect in patch.effects:
-                stream, final = run.patched(patch.neurons, effect)
-                streams.append(stream)
-                finals.append(final)
-                places.append((number, effect))
-        target = run.prompt_means(run.policy_stream.double().numpy() @ unit)
-        moved = [run.prompt_means(stream.double().numpy() @ unit) for stream in streams]
-        divergences = _divergences(readouts, run.policy_final, finals)
+                stream = run.patched(patch.neurons, effect)
+                if ("probe_projection", effect) in moved:
+                    after = run.prompt_means(stream, unit)
+                    moved["probe_projection", effect][indices] = after - start
+                if ("kl", effect) in moved:
+                    streams.append(stream)
+                    places.append(moved["kl", effect])
+        divergences = _divergences(readouts, run.policy_stream, streams)
         kl = [run.prompt_sums(rows) for rows in divergences]
-        whole["probe_projection"][indices] = target - moved[0]
         whole["kl"][indices] = kl[0]
-        for (number, effect), projection, after in zip(places, moved[1:], kl[1:], strict=True):
-            recovered[number]["probe_projection", effect][indices] = projection - moved[0]
-            recovered[number]["kl", effect][indices] = kl[0] - after
+        for values, left in zip(places, kl[1:], strict=True):
+            values[indices] = kl[0] - left
     return PatchingSums(whole=whole, recovered=recovered)
 
 
@@ -191,12 +217,19 @@ def share_table(
         for (statistic, effect), values in recovered.items():
             key = (patch.neurons.group, len(patch.neurons), statistic, effect)
             members.setdefault(key, []).append(values)
+    interval = partial(bootstrap_ratio, draws=draws, seed=seed)
     rows = []
-    for (group, neurons, statistic, effect), found in members.items():
-        whole = sums.whole[statistic]
-        share = bootstrap_ratio(np.mean(found, axis=0), whole, draws=draws, seed=seed)
-        numbers = (share.value, share.low, share.high, len(whole))
-        rows.append((group, neurons, statistic, effect, *numbers))
+    for key, found in members.items():
+        whole = sums.whole[key[2]]
+        numbers: list[float] = []
+        for above, below in ((np.mean(found, axis=0), whole), (whole, np.ones_like(whole))):
+            ratio = interval(above, below)
+            numbers += (ratio.value, ratio.low, ratio.high)
+        ends = [np.nan, np.nan]
+        if len(found) > 1 and whole.sum() != 0:
+            each = np.sum(found, axis=1) / whole.sum()
+            ends = [each.min(), each.max()]
+        rows.append((*key, *numbers[:3], len(found), *ends, *numbers[3:], len(whole)))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
@@ -204,75 +237,83 @@ class _Batch:
     """Both models on one batch, and the base with patches; rows are its real tokens."""
 
     def __init__(
-        self, base: LensModel, policy: LensModel, batch: PaddedBatch, patches: Sequence[Patch]
+        self,
+        base: LensModel,
+        policy: LensModel,
+        batch: PaddedBatch,
+        patches: Sequence[Patch],
+        unread: Collection[int],
     ) -> None:
         self._base, self._batch = base, batch
-        self._last = resid_post(base.n_layers - 1)
         self._rows, self._positions = batch.mask.nonzero(as_tuple=True)
-        needed = {layer for patch in patches for layer in layers_of(patch.neurons)}
-        direct = [patch for patch in patches if "direct" in patch.effects]
-        added = {layer for patch in direct for layer in layers_of(patch.neurons)}
-        self.policy_stream, self.policy_final, self._policy_m = self._read(policy, needed)
-        self.base_stream, self.base_final, self._base_m = self._read(base, added)
+        at = (self._rows, self._positions)
+        self._counted = ~np.isin(batch.ids[at].numpy(), list(unread))
+        layers = {layer for patch in patches for layer in layers_of(patch.neurons)}
+        self.policy_stream, self._policy_m = self._read(policy, layers)
+        self.base_stream, base_m = self._read(base, layers)
+        self._change = {
+            layer: (self._policy_m[layer].to(m.device).float() - m.float())[at]
+            for layer, m in base_m.items()
+        }
 
-    def patched(self, neurons: Neurons, effect: str) -> tuple[Tensor, Tensor]:
-        """Last stream and final hidden state of the base with the policy's activations."""
-        if effect == "total":
-            values = {
-                layer: self._policy_m[layer][..., torch.from_numpy(neurons.of_layer(layer))]
-                for layer in layers_of(neurons)
-            }
-            with self._base.hooks(replace_activations(self._base, neurons, values)):
-                return self._read(self._base, ())[:2]
-        stream = self.base_stream + self._direct_write(neurons)
-        moved = self._base.final_norm(stream.to(self._base.device, self._base.dtype))
-        return stream, moved.to("cpu", torch.float32)
+    def patched(self, neurons: Neurons, effect: str) -> Float[Tensor, "row d_model"]:
+        """Last stream of the base with the policy's activations."""
+        if effect == "direct":
+            return self.base_stream + self._direct_write(neurons)
+        values = {
+            layer: self._policy_m[layer][..., torch.from_numpy(neurons.of_layer(layer))]
+            for layer in layers_of(neurons)
+        }
+        with self._base.hooks(replace_activations(self._base, neurons, values)):
+            return self._read(self._base, ())[0]
 
     def prompt_sums(self, values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " prompt"]:
         """Sum over the tokens of each prompt."""
         found = np.bincount(self._rows.numpy(), weights=values, minlength=len(self._batch.ids))
         return np.asarray(found)
 
-    def prompt_means(self, values: Float[np.ndarray, " row"]) -> Float[np.ndarray, " prompt"]:
-        """Mean over the tokens of each prompt."""
-        return np.asarray(self.prompt_sums(values) / self._batch.mask.sum(dim=1).numpy())
+    def prompt_means(
+        self, stream: Float[Tensor, "row d_model"], unit: Float[np.ndarray, " d_model"]
+    ) -> Float[np.ndarray, " prompt"]:
+        """Mean projection over the tokens of each prompt that are read."""
+        along = np.where(self._counted, stream.double().numpy() @ unit, 0.0)
+        return np.asarray(self.prompt_sums(along) / self.prompt_sums(self._counted))
 
-    def _read(
-        self, lens: LensModel, layers: Iterable[int]
-    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
-        gather = Gather(self._rows, self._positions)
+    def _read(self, lens: LensModel, layers: Iterable[int]) -> tuple[Tensor, dict[int, Tensor]]:
+        last, gather = resid_post(lens.n_layers - 1), Gather(self._rows, self._positions)
         places = {layer: f"mlp_post.{layer}" for layer in layers}
         with lens.reading(list(places.values())) as store:
-            kept = lens.capture(self._batch.ids, self._batch.mask, (self._last, FINAL), gather)
-        return kept[self._last], kept[FINAL], {each: store[place] for each, place in places.items()}
+            kept = lens.capture(self._batch.ids, self._batch.mask, (last,), gather)
+        return kept[last], {layer: store[place] for layer, place in places.items()}
 
     def _direct_write(self, neurons: Neurons) -> Float[Tensor, "row d_model"]:
         written = torch.zeros_like(self.base_stream)
         for layer in layers_of(neurons):
             index = torch.from_numpy(neurons.of_layer(layer))
             values = self._base.mlp_weights(layer).W_out[index].float()
-            before, after = (
-                m[layer][self._rows, self._positions][:, index].float()
-                for m in (self._base_m, self._policy_m)
-            )
-            written += ((after.to(values.device) - before.to(values.device)) @ values).cpu()
+            written += (self._change[layer][:, index].to(values.device) @ values).cpu()
         return written
+
+
+def _readout(lens: LensModel) -> Readout:
+    """From the last stream to logits, in float32."""
+    readout = lens.readout.to(dtype=torch.float32)
+    return lambda stream: readout(lens.final_norm(stream.to(lens.device, lens.dtype)).float())
 
 
 def _divergences(
     readouts: Sequence[Readout],
     target: Float[Tensor, "row d_model"],
-    finals: Sequence[Float[Tensor, "row d_model"]],
+    streams: Sequence[Float[Tensor, "row d_model"]],
 ) -> list[Float[np.ndarray, " row"]]:
-    """KL(policy‖·) in nats for each set of final hidden states, read out by the base."""
+    """KL(policy‖·) in nats for each set of last streams, read out by the base."""
     policy, base = readouts
-    found: list[list[np.ndarray]] = [[] for _ in finals]
-    step = max(_FEWEST_ROWS, _BLOCK_LOGITS // policy.W_U.shape[1])
-    for start in range(0, len(target), step):
-        block = slice(start, start + step)
-        log_p = log_probabilities(policy(target[block].to(policy.W_U.device)))
-        for rows, parts in zip(finals, found, strict=True):
-            parts.append(divergence(log_p, base(rows[block].to(base.W_U.device))))
+    found: list[list[np.ndarray]] = [[] for _ in streams]
+    budget = max(_BLOCK_LOGITS, _FEWEST_ROWS * base(target[:1]).shape[-1])
+    for block in blocks(base, target, budget):
+        log_p = log_probabilities(policy(target[block]))
+        for rows, parts in zip(streams, found, strict=True):
+            parts.append(divergence(log_p, base(rows[block])))
     return [np.concatenate(parts) for parts in found]
 
 

@@ -2,14 +2,14 @@
 
 Lee et al. 2024, Fig. 1, read one target token on prompts that the base continues with it. Prompts
 chosen that way regress to the mean whatever training did, so here every prompt counts, the targets
-are all tokens of the attribute, and tokens of like probability stand beside them.
+are all tokens of the attribute, and beside them stand many groups of tokens as likely: training
+moves any group a little, so one group alone would often look suppressed next to one other.
 """
 
 from __future__ import annotations
 
-import bisect
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dsteer_tl.controls import bootstrap_mean
 from dsteer_tl.errors import ShapeError
+from dsteer_tl.lens import lens_log_probabilities, lens_logits
 from dsteer_tl.lens_model import Gather, LensModel, length_sorted_batches, pad
 from dsteer_tl.sites import resid_post
 from dsteer_tl.toxicity.types import StudyTexts
@@ -32,11 +33,13 @@ ATTRIBUTE, NEUTRAL = "attribute", "neutral"
 LENS_COLUMNS = (
     *("place", "layer", "group"),
     *("base", "policy", "log_ratio", "low", "high"),
-    *("tokens", "prompts"),
+    *("tokens", "prompts", "draws"),
 )
+#: Neutral groups: with 20, one more of their kind lies below all of them once in 21 times.
+NEUTRAL_DRAWS = 20
+#: How many tokens, nearest in log-probability, each token of a neutral group is drawn from.
+NEAREST = 60
 _PLACES = ("resid_mid", "resid_post")
-# Logits of one block of rows.
-_BLOCK_LOGITS = 2**22
 # Numbers of all places that one batch may gather: 512 MiB as float32.
 _GATHERED = 2**27
 
@@ -60,10 +63,17 @@ def target_lens_table(
     ``resid_mid`` and ``resid_post`` each stream goes through its own model's final norm and
     readout; p is the summed probability of a group of tokens, averaged over the last prompt token
     and all tokens of the continuation. ``log_ratio`` is the mean over prompts of
-    ln(p_policy/p_base), with a bootstrap interval over prompts.
+    ln(p_policy/p_base). The attribute has one group, and ``low`` to ``high`` is its bootstrap
+    interval over prompts.
 
-    The neutral group are tokens outside the list that the base finds as likely as the targets, one
-    for each. They are chosen on one half of the prompts, drawn by the seed, and both groups are
+    `NEUTRAL_DRAWS` neutral groups (`neutral_groups`) are drawn outside the list, as likely to the
+    base as the targets. Their ``base``, ``policy`` and ``log_ratio`` are means over the groups, and
+    ``low`` to ``high`` is the range from 2.5 to 97.5 % of the groups' log ratios, widened by
+    nothing else: what training does to a group for which it was not meant. Quantiles are at
+    p·(n + 1) of the order, without bias, so those of 20 groups are the lowest and the highest, and
+    one more such group lies between them in 19 of 21 cases, and below them in 1 of 21.
+
+    Neutral tokens are chosen on one half of the prompts, drawn by the seed, and all groups are
     reported on the other half, so that what was chosen is not judged by what it was chosen on.
 
     Args:
@@ -74,10 +84,11 @@ def target_lens_table(
         words: Case-folded words of the attribute.
         token_budget: Padded tokens a forward pass.
         draws: Bootstrap draws.
-        seed: Seed of the halves and the bootstrap.
+        seed: Seed of the halves, the neutral groups and the bootstrap.
 
     Returns:
-        `LENS_COLUMNS`; no rows, with a warning, where no word is a token.
+        `LENS_COLUMNS`; ``draws`` is the number of groups. No rows, with a warning, where no word is
+        a token; no neutral ones where every token is a target.
 
     Raises:
         ShapeError: There are fewer than four prompts, or not one continuation for each.
@@ -91,16 +102,23 @@ def target_lens_table(
     likely = mean_log_probabilities(base, matching, token_budget=token_budget)
     special = {*tokenizer.all_special_ids, *base.end_token_ids}
     usable = range(min(vocabulary, len(tokenizer)))
-    neutral = neutral_tokens(likely, targets, [each for each in usable if each not in special])
-    groups = {ATTRIBUTE: targets, NEUTRAL: neutral}
+    candidates = [each for each in usable if each not in special]
+    neutral = neutral_groups(likely, targets, candidates, seed=seed)
+    shown = {ATTRIBUTE: slice(0, 1)} | ({NEUTRAL: slice(1, None)} if neutral.size else {})
+    groups = [targets, *neutral]
     places = [(kind, layer) for layer in range(base.n_layers) for kind in _PLACES]
     names = [f"{kind}.{layer}" for kind, layer in places]
     found = [_prompt_log_p(lens, judging, names, groups, token_budget) for lens in (base, policy)]
     rows = []
     for (kind, layer), name in zip(places, names, strict=True):
-        for group, tokens in groups.items():
-            before, after = (log_p[name, group] for log_p in found)
-            ratio = bootstrap_mean(after - before, draws=draws, seed=seed)
+        for group, own in shown.items():
+            before, after = (log_p[name][own] for log_p in found)
+            change = after - before
+            ratio = bootstrap_mean(change[0], draws=draws, seed=seed)
+            low, high = ratio.low, ratio.high
+            if group == NEUTRAL:
+                ends = np.quantile(change.mean(axis=1), (0.025, 0.975), method="weibull")
+                low, high = ends.tolist()
             rows.append(
                 {
                     "place": kind,
@@ -108,11 +126,12 @@ def target_lens_table(
                     "group": group,
                     "base": float(np.exp(before).mean()),
                     "policy": float(np.exp(after).mean()),
-                    "log_ratio": ratio.value,
-                    "low": ratio.low,
-                    "high": ratio.high,
-                    "tokens": len(tokens),
+                    "log_ratio": float(change.mean()),
+                    "low": low,
+                    "high": high,
+                    "tokens": len(groups[-1 if group == NEUTRAL else 0]),
                     "prompts": len(judging),
+                    "draws": len(change),
                 }
             )
     return pd.DataFrame(rows, columns=list(LENS_COLUMNS))
@@ -140,59 +159,51 @@ def target_tokens(
     return np.array(kept, dtype=np.int64)
 
 
-def neutral_tokens(
-    log_p: Float[np.ndarray, " d_vocab"], targets: Tokens, candidates: Collection[int]
-) -> Tokens:
-    """For every target, from the likeliest on, the nearest token by log p that is still free.
+def neutral_groups(
+    log_p: Float[np.ndarray, " d_vocab"],
+    targets: Tokens,
+    candidates: Collection[int],
+    *,
+    draws: int = NEUTRAL_DRAWS,
+    nearest: int = NEAREST,
+    seed: int = 0,
+) -> Int[np.ndarray, "draw token"]:
+    """Groups of tokens about as likely as the targets, drawn independently of each other.
+
+    In each group every target, from the likeliest on, gets one token, drawn uniformly among those
+    ``nearest`` to it by log p that the group does not hold yet. Groups may share tokens. In a small
+    vocabulary a target draws among all that are free, though they be far, and the groups overlap
+    more, so that they differ less than independent ones; with no more candidates than targets all
+    are the same.
 
     Args:
         log_p: Mean log-probability of every token.
         targets: Never taken.
         candidates: What may be taken.
+        draws: Groups.
+        nearest: Tokens that each is drawn from.
+        seed: Seed of the draws.
 
     Returns:
-        As many different tokens as there are targets, in their order, or all that are free.
+        A group a row, without repeats: one token a target, or all candidates where they are fewer.
     """
-    free = sorted(set(candidates) - set(targets.tolist()), key=lambda each: (log_p[each], each))
-    heights = [float(log_p[each]) for each in free]
-    taken: dict[int, int] = {}
-    for target in sorted(targets.tolist(), key=lambda each: (-log_p[each], each)):
-        if not free:
-            break
-        height = float(log_p[target])
-        above = bisect.bisect_left(heights, height)
-        near = [place for place in (above - 1, above) if 0 <= place < len(free)]
-        place = min(near, key=lambda place: (abs(heights[place] - height), place))
-        taken[target] = free.pop(place)
-        heights.pop(place)
-    return np.array([taken[each] for each in targets.tolist() if each in taken], dtype=np.int64)
-
-
-@torch.inference_mode()
-def lens_log_probabilities(
-    lens: LensModel, rows: Float[Tensor, "row d_model"], groups: Sequence[Tokens]
-) -> Float[np.ndarray, "group row"]:
-    """Ln of the summed probability of each group of tokens, read off residuals of any layer.
-
-    The final norm is computed anew from every row: the scale that the last layer's stream has
-    there would be another layer's, and another model's, in its place. Gain, unembedding, bias and
-    soft-capping are the model's own.
-
-    Args:
-        lens: The model that the rows are of.
-        rows: Residuals.
-        groups: Token ids; an empty group has probability 0.
-    """
-    read = _reader(lens)
-    chosen = [torch.from_numpy(group).to(lens.device) for group in groups]
-    found = []
-    for block in _blocks(lens, rows):
-        logits = read(block)
-        whole = logits.logsumexp(dim=-1)
-        found.append(
-            torch.stack([logits[:, ids].logsumexp(dim=-1) - whole for ids in chosen]).cpu()
-        )
-    return torch.cat(found, dim=1).double().numpy()
+    ids = np.array(sorted(set(candidates) - set(targets.tolist())), dtype=np.int64)
+    ids = ids[np.argsort(log_p[ids], kind="stable")]
+    heights, count = log_p[ids], min(len(targets), len(ids))
+    reach = nearest + count  # what the group may hold already comes on top
+    pools = []
+    for height in np.sort(log_p[targets])[::-1][:count]:
+        middle = int(np.searchsorted(heights, height))
+        window = np.arange(max(0, middle - reach), min(len(ids), middle + reach))
+        pools.append(window[np.argsort(np.abs(heights[window] - height), kind="stable")])
+    found = np.empty((draws, count), dtype=np.int64)
+    for group, generator in zip(found, np.random.default_rng(seed).spawn(draws), strict=True):
+        free = np.ones(len(ids), dtype=bool)
+        for place, pool in enumerate(pools):
+            taken = generator.choice(pool[free[pool]][:nearest])
+            free[taken] = False
+            group[place] = ids[taken]
+    return found
 
 
 @torch.inference_mode()
@@ -201,30 +212,15 @@ def mean_log_probabilities(
 ) -> Float[np.ndarray, " d_vocab"]:
     """Mean log-probability of every token of the vocabulary, of positions and then of prompts."""
     site = resid_post(lens.n_layers - 1)
-    read = _reader(lens)
     total = np.zeros(lens.d_vocab)
     for owners, captured in _captured(lens, sequences, [site], token_budget):
         weights = 1 / (np.bincount(owners)[owners] * len(sequences))
         place = 0
-        for block in _blocks(lens, captured[site]):
-            log_p = read(block).log_softmax(dim=-1).cpu().double().numpy()
-            total += weights[place : place + len(block)] @ log_p
-            place += len(block)
+        for logits in lens_logits(lens, captured[site]):
+            log_p = logits.log_softmax(dim=-1).cpu().double().numpy()
+            total += weights[place : place + len(log_p)] @ log_p
+            place += len(log_p)
     return total
-
-
-def _reader(lens: LensModel) -> Callable[[Tensor], Tensor]:
-    """From residuals of any layer to logits, through the norm of each row itself."""
-    # Logits of half precision would be off by a tenth of a nat.
-    readout = lens.readout.to(dtype=torch.promote_types(lens.dtype, torch.float32))
-    return lambda rows: readout(
-        lens.final_norm(rows.to(lens.device, lens.dtype)).to(readout.W_U.dtype)
-    )
-
-
-def _blocks(lens: LensModel, rows: Tensor) -> Iterator[Tensor]:
-    step = max(1, _BLOCK_LOGITS // lens.d_vocab)
-    return (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,18 +274,15 @@ def _prompt_log_p(
     lens: LensModel,
     sequences: Sequence[_Sequence],
     places: Sequence[str],
-    groups: Mapping[str, Tokens],
+    groups: Sequence[Tokens],
     token_budget: int,
-) -> dict[tuple[str, str], Float[np.ndarray, " prompt"]]:
-    """Per place and group ln of the mean over positions of each prompt's probability."""
-    found = {
-        (place, group): np.full(len(sequences), -np.inf) for place in places for group in groups
-    }
-    counts = np.zeros(len(sequences))
+) -> dict[str, Float[np.ndarray, "group prompt"]]:
+    """Per place ln of the mean over positions of each prompt's probability of each group."""
+    found = {place: np.empty((len(groups), len(sequences))) for place in places}
+    counts = np.array([len(sequence.tokens) - sequence.first for sequence in sequences])
     for owners, captured in _captured(lens, sequences, places, token_budget):
-        np.add.at(counts, owners, 1)
+        starts = np.flatnonzero(np.diff(owners, prepend=-1))  # rows of a prompt are neighbours
         for place in places:
-            values = lens_log_probabilities(lens, captured[place], list(groups.values()))
-            for group, log_p in zip(groups, values, strict=True):
-                np.logaddexp.at(found[place, group], owners, log_p)
-    return {key: total - np.log(counts) for key, total in found.items()}
+            values = lens_log_probabilities(lens, captured[place], groups)
+            found[place][:, owners[starts]] = np.logaddexp.reduceat(values, starts, axis=1)
+    return {place: total - np.log(counts) for place, total in found.items()}

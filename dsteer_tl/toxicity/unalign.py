@@ -48,6 +48,7 @@ CONDITION = "scaled_keys"
 _COLUMNS = (
     *("host", "group", "keys", "scale", "neurons"),
     *("attribute_score", "low", "high"),
+    *("change", "change_low", "change_high"),
     *("perplexity", "perplexity_low", "perplexity_high"),
     *("prompts", "windows"),
 )
@@ -70,7 +71,8 @@ def measure_unalign(
     attribute's, as many drawn at random, and as many that write most in the base; neither control
     holds any of the attribute's. In a gated MLP the attribute's keys are those of W_in, of
     W_gate and of both, see `scale_keys`. Scale 1 is the host as it is: it is measured once and
-    stands in the rows of all groups and keys.
+    stands in the rows of all groups and keys. ``change`` is paired over prompts: the attribute
+    score minus that of the same host, base or policy, at scale 1.
 
     Args:
         hosts: ``base``, ``policy`` and others by name.

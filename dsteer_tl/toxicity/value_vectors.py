@@ -1,7 +1,7 @@
 """MLP value vectors near an attribute's probe, and what they make the model say (claim 21).
 
 A value vector v_i^l is row i of W_out in layer l: the MLP adds Σ_i m_i v_i to the stream. Lee et
-al. 2024, sec. 3.2, take the N = 128 with the highest cosine to the probe, stack them and decompose
+al. 2024, sec. 3.1, take the N = 128 with the highest cosine to the probe, stack them and decompose
 the stack. Everything is read from native weights: an unembedding with the final gain folded in,
 times value vectors without it, mixes two bases.
 """
@@ -65,7 +65,7 @@ def closest_value_vectors(
     gated: bool,
     group: str = "attribute",
 ) -> Neurons:
-    """The value vectors that point along a direction most, over all layers together (sec. 3.2).
+    """The value vectors that point along a direction most, over all layers together (sec. 3.1).
 
     With GELU or ReLU a neuron is active where m is positive (GELU's m is never below −0.17), so it
     writes +v and only a high cosine counts. In a gated MLP m = act(x·W_gate)·(x·W_in), and the
@@ -170,7 +170,7 @@ def value_vector_svd(
     vectors: Float[np.ndarray, "neuron d_model"],
     probe_direction: Float[np.ndarray, " d_model"],
 ) -> ValueVectorSVD:
-    """Singular value decomposition of unit-norm value vectors, not centred (sec. 3.2, SVD.U[j]).
+    """Singular value decomposition of unit-norm value vectors, not centred (sec. 3.1, SVD.U[j]).
 
     The sign of a singular vector is arbitrary, and the wrong one turns promoted tokens into
     suppressed ones: each is oriented so that its cosine with the probe is ≥ 0. Where that cosine is
@@ -224,20 +224,22 @@ def tokens_promoted(
 
 
 def promoted_token_ids(
-    lens: LensModel, vectors: Float[np.ndarray, "vector d_model"], count: int = TOP_TOKENS
+    lens: LensModel,
+    vectors: Float[np.ndarray, "vector d_model"],
+    d_vocab: int,
+    count: int = TOP_TOKENS,
 ) -> Int[np.ndarray, "vector token"]:
-    """Ids of the tokens that each of many vectors promotes most, the first first.
+    """Ids below ``d_vocab`` that each of many vectors promotes most, the first first.
 
-    The unembedding is turned to float64 in parts; equal logits are in the order of their ids.
+    W_U may be padded: ``d_vocab`` is the tokenizer's length. Equal logits come in order of ids.
 
     Raises:
         ShapeError: Wrong shape, or NaN/inf inside.
     """
-    rows = finite_rows(vectors, name="vectors")
-    W_U = lens.W_U.detach()
+    rows, W_U = finite_rows(vectors, name="vectors"), lens.W_U.detach()[:, :d_vocab]
     best: np.ndarray = np.empty((len(rows), 0))
     ids: np.ndarray = np.empty((len(rows), 0), dtype=np.int64)
-    for start in range(0, lens.d_vocab, _ROWS):
+    for start in range(0, W_U.shape[1], _ROWS):
         part = rows @ W_U[:, start : start + _ROWS].cpu().double().numpy()
         numbers = np.broadcast_to(np.arange(start, start + part.shape[1]), part.shape)
         best, ids = np.hstack([best, part]), np.hstack([ids, numbers])
@@ -259,7 +261,7 @@ def promoted_share(
     Raises:
         ShapeError: Wrong shape, or NaN/inf inside.
     """
-    ids = promoted_token_ids(lens, vectors, count)
+    ids = promoted_token_ids(lens, vectors, len(tokenizer), count)
     distinct, places = np.unique(ids, return_inverse=True)
     listed = np.array([is_listed(str(tokenizer.decode([int(token)])), words) for token in distinct])
     return np.asarray(listed[places].reshape(ids.shape).mean(axis=1))

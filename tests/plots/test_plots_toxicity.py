@@ -401,7 +401,7 @@ def test_lens_has_probabilities_on_a_log_axis_and_the_paired_change() -> None:
     (change,) = traces(figure, "attribute (41 tokens)")
     assert list(change.y) == own["log_ratio"].tolist()
     assert change.xaxis == "x2"
-    for control in ("policy, neutral", "neutral (41 tokens)"):
+    for control in ("policy, neutral", "neutral (20 draws of 41 tokens)"):
         assert traces(figure, control)[0].line.dash != "solid"
 
 

@@ -406,6 +406,7 @@ def lens(seed: int = 9, layers: int = 8) -> pd.DataFrame:
                         **_around(ratio, 0.06 + 0.1 * depth),
                         "tokens": 41,
                         "prompts": 96,
+                        "draws": 1 if group == "attribute" else 20,
                     }
                 )
     return _frame(rows)
@@ -491,6 +492,8 @@ def unalign(keys: tuple[str, ...] = ("in", "gate", "both"), *, scored: bool = Tr
                             "neurons": 7,
                             "attribute_score": value,
                             **_around(value, 0.03),
+                            "change": value - start,
+                            **_around(value - start, 0.01, ("change_low", "change_high")),
                             "perplexity": perplexity,
                             **_around(perplexity, 0.15, ("perplexity_low", "perplexity_high")),
                             "prompts": 96,
@@ -512,6 +515,11 @@ def patching(sizes: tuple[int, int] = (7, 64), width: int = 4096) -> pd.DataFram
         ):
             for effect, part in (("total", 1.0), ("direct", 0.6)):
                 value = share * factor * part
+                draws = 1
+                if group == "random":
+                    draws = 12 if (neurons, statistic) == (sizes[1], "probe_projection") else 3
+                spread = 0.03 * (neurons / sizes[1]) ** 0.5 if draws > 1 else float("nan")
+                whole = {"probe_projection": -2.9, "kl": 1.3}[statistic]
                 rows.append(
                     {
                         "group": group,
@@ -520,6 +528,10 @@ def patching(sizes: tuple[int, int] = (7, 64), width: int = 4096) -> pd.DataFram
                         "effect": effect,
                         "share": value,
                         **_around(value, 0.01 + 0.1 * value),
+                        "draws": draws,
+                        **_around(value, spread, ("draws_low", "draws_high")),
+                        "whole": whole,
+                        **_around(whole, 0.1, ("whole_low", "whole_high")),
                         "prompts": 96,
                     }
                 )

@@ -190,6 +190,7 @@ def untouched(llama: LensModel) -> Iterator[None]:
     """Weights, their gradients and what is trained are as before."""
     model: Any = llama.bridge.original_model  # type: ignore[attr-defined]
     parameters = dict(model.named_parameters())
+    model.requires_grad_(True)
     frozen = next(p for name, p in parameters.items() if "layers" in name)
     frozen.requires_grad_(False)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in parameters.items()}

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import logging
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsteer_tl import lens as lens_module
 from dsteer_tl.errors import ShapeError
+from dsteer_tl.lens import lens_log_probabilities
 from dsteer_tl.lens_model import Gather, LensModel, load_lens_model
 from dsteer_tl.steering.token_choice import Decoding
 from dsteer_tl.toxicity import target_lens
 from dsteer_tl.toxicity.continuing import continue_prompts
 from dsteer_tl.toxicity.target_lens import (
     LENS_COLUMNS,
-    lens_log_probabilities,
-    neutral_tokens,
+    NEUTRAL_DRAWS,
+    neutral_groups,
     target_lens_table,
     target_tokens,
 )
@@ -85,26 +91,64 @@ def test_tokens_with_and_without_a_space() -> None:
 
 def test_neutral_tokens_are_the_nearest_that_are_free() -> None:
     log_p = np.array([-1.0, -1.2, -5.0, -5.4, -3.0, -5.1])
-    # 0 takes 1; 2 takes 5, which is nearer than 3.
-    assert neutral_tokens(log_p, np.array([2, 0]), range(6)).tolist() == [5, 1]
-    assert neutral_tokens(log_p, np.array([2, 0]), [1, 3, 4]).tolist() == [3, 1]
-    assert neutral_tokens(log_p, np.array([2, 0]), [4]).tolist() == [4]
-    assert neutral_tokens(log_p, np.array([2, 0]), [0, 2]).tolist() == []
+
+    def nearest(targets: list[int], candidates: Collection[int]) -> list[list[int]]:
+        found = neutral_groups(log_p, np.array(targets), candidates, draws=2, nearest=1)
+        return found.tolist()
+
+    # The likeliest first: 0 takes 1; 2 takes 5, which is nearer than 3.
+    assert nearest([2, 0], range(6)) == [[1, 5]] * 2
+    assert nearest([2, 0], [1, 3, 4]) == [[1, 3]] * 2
+    assert nearest([2, 0], [4]) == [[4]] * 2
+    assert nearest([2, 0], [0, 2]) == [[], []]
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-20, 0), min_size=2, max_size=30), st.data())
-def test_neutral_tokens_are_one_to_one(values, data) -> None:
+def test_neutral_groups_hold_one_near_token_a_target(values, data) -> None:
     log_p = np.array(values)
     count = data.draw(st.integers(1, len(values) // 2))
+    nearest = data.draw(st.integers(1, 8))
     targets = np.array(data.draw(st.permutations(range(len(values))))[:count])
-    found = neutral_tokens(log_p, targets, range(len(values)))
-    assert len(set(found.tolist())) == len(found) == count
-    assert not set(found.tolist()) & set(targets.tolist())
-    # The likeliest target chooses first.
-    first = max(targets.tolist(), key=lambda each: (log_p[each], -each))
-    others = [abs(log_p[first] - log_p[i]) for i in range(len(values)) if i not in targets]
-    chosen = found[targets.tolist().index(first)]
-    assert abs(log_p[first] - log_p[chosen]) == pytest.approx(min(others))
+    found = neutral_groups(log_p, targets, range(len(values)), draws=3, nearest=nearest)
+    assert found.shape == (3, count)
+    ranked = np.sort(log_p[targets])[::-1]
+    for group in found.tolist():
+        assert len(set(group)) == count
+        assert not set(group) & set(targets.tolist())
+        free = [i for i in range(len(values)) if i not in targets]
+        for height, token in zip(ranked, group, strict=True):
+            closer = sum(abs(log_p[i] - height) < abs(log_p[token] - height) for i in free)
+            assert closer < nearest
+            free.remove(token)
+
+
+def test_neutral_groups_are_drawn_independently_and_evenly() -> None:
+    log_p = np.linspace(-9.0, -1.0, 400)
+    targets = np.array([50, 200, 350])
+    found = neutral_groups(log_p, targets, range(400), draws=1200, nearest=20, seed=3)
+    again = neutral_groups(log_p, targets, range(400), draws=1200, nearest=20, seed=3)
+    np.testing.assert_array_equal(found, again)
+    other = neutral_groups(log_p, targets, range(400), draws=1200, nearest=20, seed=4)
+    assert (found != other).mean() > 0.9
+    for column, target in zip(found.T, targets[::-1], strict=True):
+        tokens_drawn, counts = np.unique(column, return_counts=True)
+        assert tokens_drawn.tolist() == [i for i in range(target - 10, target + 11) if i != target]
+        assert counts.min() > 30 and counts.max() < 95  # 60 ± 8 each
+    offsets = found - targets[::-1]
+    correlations = np.corrcoef(np.vstack([offsets[1:].T, offsets[:-1].T]))
+    assert np.abs(correlations[np.triu_indices(6, 1)]).max() < 0.12  # nor with the group before
+
+
+def test_a_group_draws_what_it_does_not_hold_yet() -> None:
+    log_p = np.zeros(8)  # all as near
+    found = neutral_groups(log_p, np.array([0, 1, 2]), range(8), draws=200, nearest=60)
+    assert {tuple(sorted(group)) for group in found.tolist()} == set(
+        itertools.combinations(range(3, 8), 3)
+    )
+    # With no more candidates than targets there is one group.
+    few = neutral_groups(log_p, np.array([0, 1, 2]), [0, 5, 6, 7], draws=20, nearest=60)
+    assert {tuple(sorted(group)) for group in few.tolist()} == {(5, 6, 7)}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2"])
@@ -150,9 +194,33 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lens = lens_of("llama")
     rows = streams(lens, SEQUENCE, ["resid_post.0"])["resid_post.0"]
     whole = lens_log_probabilities(lens, rows, GROUPS)
-    monkeypatch.setattr(target_lens, "_BLOCK_LOGITS", 2 * VOCABULARY)
+    monkeypatch.setattr(lens_module, "_BLOCK_LOGITS", 2 * VOCABULARY)
     np.testing.assert_allclose(lens_log_probabilities(lens, rows, GROUPS), whole, atol=1e-5)
-    assert lens_log_probabilities(lens, rows, [np.array([], dtype=int)])[0].max() == -np.inf
+    empty = np.array([], dtype=int)
+    assert lens_log_probabilities(lens, rows, [empty]).tolist() == [[-np.inf] * len(rows)]
+    mixed = lens_log_probabilities(lens, rows, [GROUPS[0], empty, GROUPS[1]])
+    np.testing.assert_allclose(mixed[[0, 2]], whole, atol=1e-5)
+    assert (mixed[1] == -np.inf).all()
+    # The whole vocabulary at once has probability 1, and parts of it add up.
+    parts = np.array_split(np.random.default_rng(0).permutation(VOCABULARY), 7)
+    found = lens_log_probabilities(lens, rows, [np.arange(VOCABULARY), *parts])
+    np.testing.assert_allclose(found[0], 0, atol=1e-5)
+    np.testing.assert_allclose(np.logaddexp.reduce(found[1:]), 0, atol=1e-5)
+
+
+def test_groups_too_unlikely_for_float32_keep_their_logarithm() -> None:
+    model = random_model(tie_word_embeddings=False)
+    head: Any = model.get_output_embeddings()
+    with torch.no_grad():
+        head.weight[:80] = 60 * head.weight[0]  # logits 60 times those of one token
+    lens = load_lens_model(model, self_check=False)
+    rows = streams(lens, SEQUENCE, ["resid_post.1"])["resid_post.1"]
+    log_p = next_token_log_p(lens, SEQUENCE)
+    unlikely = [np.array([90, 91]), np.array([100])]
+    expected = np.stack([np.logaddexp.reduce(log_p[:, group], axis=1) for group in unlikely])
+    assert expected.min() < -105  # exp is 0 in float32
+    found = lens_log_probabilities(lens, rows, unlikely)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_the_table() -> None:
@@ -164,6 +232,8 @@ def test_the_table() -> None:
     count = len(target_tokens(TOKENIZER, WORDS, VOCABULARY))
     assert count > 3
     assert (found["tokens"] == count).all()
+    assert NEUTRAL_DRAWS == 20
+    assert found["draws"].tolist() == [1, 20] * 4
     assert (found["prompts"] == 5).all()  # the other 4 chose the neutral tokens
     assert found["base"].between(0, 1).all()
     assert (found["low"] <= found["log_ratio"]).all()
@@ -175,13 +245,14 @@ def halves(seed: int) -> tuple[list[int], list[int]]:
     return order[:4], order[4:]
 
 
-def chosen_neutral(choosing: list[int]) -> np.ndarray:
-    """The neutral tokens by plain passes over some of the prompts."""
+def drawn_neutral(choosing: list[int], seed: int) -> list[np.ndarray]:
+    """The neutral groups by plain passes over some of the prompts."""
     log_p = np.mean(
         [next_token_log_p(tiny_pair().base, s)[n:].mean(axis=0) for s, n in read(choosing)], axis=0
     )
     targets = target_tokens(TOKENIZER, WORDS, VOCABULARY)
-    return neutral_tokens(log_p, targets, range(2, min(VOCABULARY, len(TOKENIZER))))
+    usable = range(2, min(VOCABULARY, len(TOKENIZER)))
+    return list(neutral_groups(log_p, targets, usable, seed=seed))
 
 
 def read(prompts: list[int]) -> list[tuple[tuple[int, ...], int]]:
@@ -191,28 +262,88 @@ def read(prompts: list[int]) -> list[tuple[tuple[int, ...], int]]:
 
 
 def test_the_last_layer_of_the_table_is_what_the_models_would_say() -> None:
-    """Neutral tokens from one half of the prompts, both groups reported on the other."""
+    """Neutral tokens from one half of the prompts, all groups reported on the other."""
     pair, (choosing, judging) = tiny_pair(), halves(1)
     groups = {
-        "attribute": target_tokens(TOKENIZER, WORDS, VOCABULARY),
-        "neutral": chosen_neutral(choosing),
+        "attribute": [target_tokens(TOKENIZER, WORDS, VOCABULARY)],
+        "neutral": drawn_neutral(choosing, seed=1),
     }
     last = table()[(table()["place"] == "resid_post") & (table()["layer"] == 1)].set_index("group")
-    for group, ids in groups.items():
-        p = {
+    log_p = {
+        role: [next_token_log_p(getattr(pair, role), s)[n:] for s, n in read(judging)]
+        for role in ("base", "policy")
+    }
+    for group, drawn in groups.items():
+        p = {  # draw, prompt
             role: np.array(
-                [
-                    np.exp(next_token_log_p(getattr(pair, role), s)[n:, ids]).sum(axis=1).mean()
-                    for s, n in read(judging)
-                ]
+                [[np.exp(each[:, ids]).sum(axis=1).mean() for each in rows] for ids in drawn]
             )
-            for role in ("base", "policy")
+            for role, rows in log_p.items()
         }
         found = last.loc[group]
         assert found["base"] == pytest.approx(p["base"].mean(), rel=1e-4)
         assert found["policy"] == pytest.approx(p["policy"].mean(), rel=1e-4)
-        assert found["log_ratio"] == pytest.approx(np.log(p["policy"] / p["base"]).mean(), abs=1e-4)
+        ratios = np.log(p["policy"] / p["base"]).mean(axis=1)
+        assert found["log_ratio"] == pytest.approx(ratios.mean(), abs=1e-4)
+        if group == "neutral":  # the range of the groups, and of nothing else
+            assert len(ratios) == 20
+            assert found["low"] == pytest.approx(ratios.min(), abs=1e-4)
+            assert found["high"] == pytest.approx(ratios.max(), abs=1e-4)
+            assert ratios.max() - ratios.min() > 0.01
     assert last.loc["attribute", "base"] != last.loc["neutral", "base"]
+
+
+def single_words() -> list[tuple[int, str]]:
+    """Tokens that are the only ones of their word."""
+    texts = [TOKENIZER.decode([each]).strip().casefold() for each in range(2, len(TOKENIZER))]
+    return [(i, text) for i, text in enumerate(texts, start=2) if text and texts.count(text) == 1]
+
+
+def lowered(policy: LensModel, ids: Sequence[int], by: float) -> LensModel:
+    """The model with a smaller bias of some tokens."""
+    b_U = policy.b_U.clone()
+    b_U[list(ids)] -= by
+    changed = copy.copy(policy)
+    changed.readout = replace(policy.readout, b_U=b_U)
+    return changed
+
+
+def last_rows(policy: LensModel, words: list[str], seed: int) -> pd.DataFrame:
+    found = target_lens_table(
+        tiny_pair().base, policy, TOKENIZER, texts(), words, draws=50, seed=seed
+    )
+    return found[(found["place"] == "resid_post") & (found["layer"] == 1)].set_index("group")
+
+
+def test_words_for_which_nothing_was_meant_lie_inside_the_neutral_range() -> None:
+    """Any tokens as words, 40 times: 19 of 21 lie between the lowest and the highest of 20."""
+    pool, generator = single_words(), np.random.default_rng(0)
+    inside, by_prompts = [], []
+    for seed in range(40):
+        chosen = generator.choice(len(pool), size=6, replace=False)
+        found = last_rows(tiny_pair().policy, [pool[place][1] for place in chosen], seed)
+        assert found["tokens"].tolist() == [6, 6]
+        value, neutral = found.loc["attribute", "log_ratio"], found.loc["neutral"]
+        inside.append(neutral["low"] <= value <= neutral["high"])
+        own = found.loc["attribute"]
+        by_prompts.append(own["low"] <= neutral["log_ratio"] <= own["high"])
+    assert 0.8 <= np.mean(inside) <= 1
+    # The interval over prompts does not know that other tokens change otherwise.
+    assert np.mean(by_prompts) < np.mean(inside) - 0.1
+
+
+def test_planted_suppression_lies_outside_the_neutral_range() -> None:
+    """The readout of the policy lowers six tokens, and nothing else than the usual."""
+    pool = single_words()
+    outside = []
+    for seed in range(5):
+        places = np.random.default_rng(seed).choice(len(pool), size=6, replace=False)
+        ids, words = zip(*(pool[place] for place in places), strict=True)
+        policy = lowered(tiny_pair().policy, ids, by=2.0)
+        found = last_rows(policy, list(words), seed)
+        neutral = found.loc["neutral"]
+        outside.append(found.loc["attribute", "high"] < neutral["low"])
+    assert all(outside)
 
 
 def test_a_model_against_itself_changes_nothing() -> None:
@@ -228,6 +359,22 @@ def test_batches_change_nothing() -> None:
         pair.base, pair.policy, TOKENIZER, texts(), WORDS, draws=50, seed=1, token_budget=9
     )
     pd.testing.assert_frame_equal(found, table(), rtol=1e-4, atol=1e-5)
+
+
+def test_few_tokens_are_left_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = tiny_pair()
+    every = {TOKENIZER.decode([each]).strip().casefold() for each in range(VOCABULARY)}
+    found = target_lens_table(pair.base, pair.policy, TOKENIZER, texts(), every, draws=20)
+    tokens_of = found.groupby("group")["tokens"].unique()
+    # Only a blank is no word: one group as often as groups are drawn, and no range.
+    assert tokens_of["attribute"].tolist() == [len(TOKENIZER) - 3]
+    assert tokens_of["neutral"].tolist() == [1]
+    few = found[found["group"] == "neutral"]
+    np.testing.assert_allclose(few["low"], few["high"], atol=1e-12)
+    none = np.empty((20, 0), dtype=np.int64)
+    monkeypatch.setattr(target_lens, "neutral_groups", lambda *_, **__: none)
+    found = target_lens_table(pair.base, pair.policy, TOKENIZER, texts(), every, draws=20)
+    assert found["group"].unique().tolist() == ["attribute"]
 
 
 def test_words_that_are_no_tokens_leave_an_empty_table(caplog: pytest.LogCaptureFixture) -> None:

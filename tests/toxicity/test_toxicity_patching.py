@@ -17,6 +17,7 @@ from dsteer_tl.lens_model import LensModel, load_lens_model
 from dsteer_tl.toxicity.neuron_edits import all_neurons
 from dsteer_tl.toxicity.patching import (
     EFFECTS,
+    KL_DRAWS,
     RANDOM_DRAWS,
     STATISTICS,
     Patch,
@@ -92,7 +93,9 @@ def plain_run(
 
 
 @torch.no_grad()
-def reference(base: Any, policy: Any, architecture: str, neurons: Neurons) -> dict[Any, Any]:
+def reference(
+    base: Any, policy: Any, architecture: str, neurons: Neurons, unread: tuple[int, ...] = ()
+) -> dict[Any, Any]:
     """The sums of every prompt, by their definition."""
     unit = torch.tensor(PROBE / np.linalg.norm(PROBE))
     found: dict[Any, list[float]] = {}
@@ -119,7 +122,8 @@ def reference(base: Any, policy: Any, architecture: str, neurons: Neurons) -> di
             ("probe_projection", "total"): (total - here) @ unit,
             ("probe_projection", "direct"): (direct - here) @ unit,
         }.items():
-            found.setdefault(name, []).append(float(value.mean()))
+            read = [place for place, token in enumerate(sequence) if token not in unread]
+            found.setdefault(name, []).append(float(value[read].mean()))
         for name, number in {
             "kl": kl(log_q),
             ("kl", "total"): kl(log_q) - kl(log_total),
@@ -149,6 +153,47 @@ def test_sums_are_those_of_plain_transformers(architecture: str) -> None:
             values = sums.whole[key] if isinstance(key, str) else sums.recovered[0][key]
             np.testing.assert_allclose(values, expected[key], atol=2e-5, rtol=1e-4)
     assert not np.allclose(expected["kl", "total"], expected["kl", "direct"], atol=1e-2)
+
+
+def test_unread_tokens_are_left_out_of_the_projection_alone(llama: tuple[Any, LensModel]) -> None:
+    """Ids at the start and inside of texts, and one that no text has; the KL counts them all."""
+    model, base = llama
+    policy = policy_of(model, scale=0.1)
+    neurons, unread = group(ATTRIBUTE), (5, 92, 159)
+    expected = reference(model, policy, "llama", neurons, unread)
+    plain, without = (
+        patching_sums(
+            base,
+            lens_of(policy),
+            SEQUENCES,
+            PROBE,
+            [Patch(neurons)],
+            token_budget=14,
+            unread=ids,
+            progress=False,
+        )
+        for ids in ((), unread)
+    )
+    for key in expected:
+        values = without.whole[key] if isinstance(key, str) else without.recovered[0][key]
+        np.testing.assert_allclose(values, expected[key], atol=2e-5, rtol=1e-4)
+    moved = plain.whole["probe_projection"] != without.whole["probe_projection"]
+    assert moved.tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(plain.whole["kl"], without.whole["kl"])
+    table = measure_patching(
+        base,
+        lens_of(policy),
+        texts(),
+        PROBE,
+        neurons,
+        CONFIGURATION,
+        unread=unread,
+        progress=False,
+    ).set_index("statistic")
+    for statistic in STATISTICS:
+        assert table.loc[[statistic], "whole"].to_numpy() == pytest.approx(
+            np.mean(expected[statistic]), abs=2e-5
+        )
 
 
 @torch.no_grad()
@@ -194,7 +239,8 @@ def test_neurons_of_the_last_layer_carry_what_changed_there(llama: tuple[Any, Le
 def test_equal_models_have_no_share(llama: tuple[Any, LensModel]) -> None:
     model, base = llama
     found = table(base, lens_of(model), ATTRIBUTE)
-    assert found[["share", "low", "high"]].isna().all().all()
+    assert found[["share", "low", "high", "draws_low", "draws_high"]].isna().all().all()
+    assert found[["whole", "whole_low", "whole_high"]].to_numpy() == pytest.approx(0, abs=1e-9)
 
 
 def test_the_table_has_every_group_size_statistic_and_effect(tiny_pair: Any) -> None:
@@ -210,7 +256,25 @@ def test_the_table_has_every_group_size_statistic_and_effect(tiny_pair: Any) -> 
     assert found.index.is_unique
     assert (found["prompts"] == len(PROMPTS)).all()
     assert (found["low"] <= found["high"]).all()
-    assert list(found.columns) == ["share", "low", "high", "prompts"]
+    assert list(found.columns) == [
+        *("share", "low", "high"),
+        *("draws", "draws_low", "draws_high"),
+        *("whole", "whole_low", "whole_high"),
+        "prompts",
+    ]
+    for (name, size, statistic, _), row in found.iterrows():
+        most = RANDOM_DRAWS if (size, statistic) == (5, "probe_projection") else KL_DRAWS
+        assert row["draws"] == (most if name == "random" else 1)
+        ends = row[["draws_low", "draws_high"]]
+        assert ends.notna().all() if name == "random" else ends.isna().all()
+    random = found.loc["random"]
+    assert (random["draws_low"] < random["share"]).all()
+    assert (random["share"] < random["draws_high"]).all()
+    for statistic in STATISTICS:
+        rows = found.xs(statistic, level="statistic")[["whole", "whole_low", "whole_high"]]
+        assert len(rows.drop_duplicates()) == 1
+    assert (found["whole_low"] < found["whole"]).all()
+    assert (found["whole"] < found["whole_high"]).all()
     again = table(tiny_pair.base, tiny_pair.policy, ATTRIBUTE)
     pd.testing.assert_frame_equal(found, again)
     few = table(tiny_pair.base, tiny_pair.policy, ATTRIBUTE[:2])
@@ -231,9 +295,27 @@ def test_shares_are_ratios_of_sums_averaged_over_draws() -> None:
         Patch(group([(0, 1)])),
         *(Patch(group([(0, neuron)], "random")) for neuron in (4, 5)),
     ]
-    found = share_table(patches, sums, draws=20, seed=0).set_index("group")["share"]
-    assert found["attribute"] == pytest.approx(1.0 / 4)
-    assert found["random"] == pytest.approx((1.0 + 2.0) / 4)
+    found = share_table(patches, sums, draws=20, seed=0).set_index("group")
+    assert found.loc["attribute", "share"] == pytest.approx(1.0 / 4)
+    assert found.loc["random", "share"] == pytest.approx((3.0 + 3.0) / 2 / 4)
+    assert found["draws"].to_dict() == {"attribute": 1, "random": 2}
+    assert found["whole"].tolist() == [2.0, 2.0]
+
+
+def test_the_range_of_draws_is_of_their_shares_not_of_prompts() -> None:
+    """Two groups of opposite shares: their mean is 0 in every prompt, with no prompt interval."""
+    measure = ("kl", "total")
+    whole = np.array([-1.0, -2.0, -3.0])
+    sums = PatchingSums(
+        whole={"kl": whole},
+        recovered=[{measure: part * whole} for part in (-0.25, 0.25, 0.125, -0.125)],
+    )
+    patches = [Patch(group([(0, neuron)], "random")) for neuron in range(4)]
+    row = share_table(patches, sums, draws=20, seed=0).iloc[0]
+    assert row[["share", "low", "high"]].tolist() == pytest.approx([0, 0, 0])
+    assert row[["draws", "draws_low", "draws_high"]].tolist() == [4, -0.25, 0.25]
+    assert row["whole"] == -2
+    assert -3 <= row["whole_low"] < -2 < row["whole_high"] <= -1
 
 
 def test_random_neurons_are_others_and_several_draws(
@@ -249,7 +331,8 @@ def test_random_neurons_are_others_and_several_draws(
     table(tiny_pair.base, tiny_pair.policy, ATTRIBUTE)
     draws = [patch.neurons for patch in seen if patch.neurons.group == "random"]
     sets = [frozenset(zip(n.layers.tolist(), n.neurons.tolist(), strict=True)) for n in draws]
-    assert len(set(sets)) == len(sets) == 2 * RANDOM_DRAWS
+    assert len(set(sets)) == len(sets) == RANDOM_DRAWS + KL_DRAWS
+    assert sorted(map(len, sets)) == [2] * KL_DRAWS + [5] * RANDOM_DRAWS
     assert all(found.isdisjoint(ATTRIBUTE) for found in sets)
 
 
@@ -267,6 +350,12 @@ def test_what_cannot_be_patched_is_refused(llama: tuple[Any, LensModel], tiny_pa
         run(tiny_pair.policy, PROBE[:-1])
     with pytest.raises(ShapeError, match="a norm above 0"):
         run(tiny_pair.policy, np.zeros(32))
+    with pytest.raises(ShapeError, match="sequence 3: found 1 tokens, all of them unread"):
+        patching_sums(
+            *(base, tiny_pair.policy, SEQUENCES, PROBE, [Patch(group(ATTRIBUTE))]),
+            unread=(3, 8),
+            **settings,
+        )
     with pytest.raises(HookError, match="another model"):
         run(tiny_pair.policy, PROBE, group([(0, 48)]))
     with pytest.raises(ShapeError, match="asked for 49"):

@@ -212,6 +212,31 @@ def test_each_condition_is_measured_once(
         assert len(rows.drop_duplicates()) == 1
 
 
+def test_changes_are_paired_with_the_same_host_unscaled(
+    hosts: dict[str, dict[str, LensModel]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and hosts differ a lot and the keys add little: the intervals of scores overlap."""
+    rises = np.array([0.03, 0.05, 0.06, 0.06])
+    real = unalign._evaluation
+
+    def planted(lens: LensModel, *arguments: Any) -> Any:
+        scores = np.array([0.1, 0.3, 0.5, 0.7]) - 0.05 * (lens is hosts["gpt2"]["policy"])
+        return replace(real(lens, *arguments), scores=scores + rises * bool(arguments[-1]))
+
+    monkeypatch.setattr(unalign, "_evaluation", planted)
+    table = measured(hosts["gpt2"])["toxicity_unalign"]
+    plain, longer = (table[table["scale"] == scale] for scale in (1, 10))
+    assert (plain[["change", "change_low", "change_high"]] == 0).all().all()
+    assert longer["change"].to_numpy() == pytest.approx(rises.mean())
+    assert longer["change_low"].min() >= rises.min()
+    assert longer["change_high"].max() <= rises.max()
+    assert set(longer["host"]) == {"base", "policy"}
+    # A difference of two independent means is no better known than either mean.
+    independent = longer["high"] - longer["low"]
+    assert (longer["change_high"] - longer["change_low"] < 0.1 * independent).all()
+    assert (longer["low"].to_numpy() < plain["attribute_score"].max()).all()
+
+
 def test_controls_hold_none_of_the_attributes_neurons(
     hosts: dict[str, dict[str, LensModel]],
 ) -> None:
@@ -238,7 +263,8 @@ def test_without_a_scorer_perplexity_is_left(hosts: dict[str, dict[str, LensMode
 
     tables = measured(hosts["gpt2"], Missing())
     table = tables["toxicity_unalign"]
-    assert table[["attribute_score", "low", "high"]].isna().all().all()
+    scores = ["attribute_score", "low", "high", "change", "change_low", "change_high"]
+    assert table[scores].isna().all().all()
     assert np.isfinite(table["perplexity"]).all()
     assert tables["toxicity_continuations"]["attribute_score"].isna().all()
     assert (tables["toxicity_continuations"]["completion"].str.len() > 0).any()

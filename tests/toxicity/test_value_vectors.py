@@ -268,11 +268,12 @@ def test_values_are_raw_unembedding_times_raw_rows(
     W_U = head.weight.detach().double().numpy()
     table = tokens_promoted(lens, tiny_tokenizer(), vector, VOCABULARY)
     found = table[table["effect"] == "promoted"].set_index("token_id")["value"].sort_index()
-    assert found.to_numpy() == pytest.approx(W_U @ row - (W_U @ row).mean(), abs=1e-10)
+    named = slice(0, len(tiny_tokenizer()))
+    assert found.to_numpy() == pytest.approx((W_U @ row - (W_U @ row).mean())[named], abs=1e-10)
     # The fault that this excludes: the gain of the final norm folded into W_U alone.
     gain = backbone_parts(model)[1].weight.detach().double().numpy()
     folded = (W_U * gain) @ row
-    assert not np.allclose(found.to_numpy(), folded - folded.mean(), atol=0.1)
+    assert not np.allclose(found.to_numpy(), (folded - folded.mean())[named], atol=0.1)
 
 
 def test_many_vectors_at_once_give_what_each_gives(
@@ -285,7 +286,7 @@ def test_many_vectors_at_once_give_what_each_gives(
     promoted = [table[table["effect"] == "promoted"] for table in tables]
     for rows in (7, 64, 10_000):
         monkeypatch.setattr(value_vectors, "_ROWS", rows)
-        found = promoted_token_ids(lens, vectors, 10)
+        found = promoted_token_ids(lens, vectors, len(tokenizer), 10)
         assert found.tolist() == [list(table["token_id"]) for table in promoted]
         shares = promoted_share(lens, tokenizer, vectors, words)
         assert shares.tolist() == [listed_share(table["token"], words) for table in promoted]
@@ -294,11 +295,40 @@ def test_many_vectors_at_once_give_what_each_gives(
 
 def test_equal_logits_come_in_the_order_of_their_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = np.random.default_rng(0).integers(0, 4, size=600)
-    lens: Any = SimpleNamespace(W_U=torch.from_numpy(logits[None].astype(float)), d_vocab=600)
+    lens: Any = SimpleNamespace(W_U=torch.from_numpy(logits[None].astype(float)))
     expected = sorted(range(600), key=lambda token: (-logits[token], token))[:200]
     for rows in (16, 10_000):
         monkeypatch.setattr(value_vectors, "_ROWS", rows)
-        assert promoted_token_ids(lens, np.ones((1, 1)), 200).tolist() == [expected]
+        assert promoted_token_ids(lens, np.ones((1, 1)), 600, 200).tolist() == [expected]
+
+
+@pytest.mark.parametrize("rows", [7, 10_000])
+def test_columns_that_pad_the_unembedding_take_no_places(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer, model = tiny_tokenizer(), random_model(tie_word_embeddings=False)
+    head: Any = model.get_output_embeddings()
+    vector = noise(head.weight.shape[1])
+    padded = range(len(tokenizer), VOCABULARY)
+    assert len(padded) == 4
+    with torch.no_grad():
+        head.weight[padded] = 9 * torch.from_numpy(vector).to(head.weight.dtype)
+    lens = load_lens_model(model, self_check=False)
+    monkeypatch.setattr(value_vectors, "_ROWS", rows)
+    by_hand = np.argsort(-(head.weight.detach().double().numpy() @ vector))
+    assert set(by_hand[:4]) == set(padded)  # what would come first
+    (ids,) = promoted_token_ids(lens, vector[None], len(tokenizer), 10)
+    assert ids.tolist() == by_hand[4:14].tolist()
+    # A tokenizer that names more than the model has changes nothing.
+    assert promoted_token_ids(lens, vector[None], 999, 10).tolist() == [by_hand[:10].tolist()]
+    words = frozenset(str(tokenizer.decode([i])).strip().casefold() for i in ids)
+    table = tokens_promoted(lens, tokenizer, vector, 10, words=words)
+    promoted = table[table["effect"] == "promoted"]
+    assert promoted["token_id"].tolist() == ids.tolist()
+    (share,) = promoted_share(lens, tokenizer, vector[None], words)
+    assert share == promoted["listed"].mean()
+    assert share == np.mean([is_listed(str(tokenizer.decode([i])), words) for i in ids])
+    assert share > 0.6
 
 
 @pytest.mark.parametrize(
