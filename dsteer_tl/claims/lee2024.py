@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dsteer_tl.claims import (
     measured_changes,
-    measured_lens,
+    measured_falls,
     measured_probe,
     measured_toxicity,
     measured_unalign,
@@ -44,7 +44,7 @@ LEE_CLAIMS: tuple[Claim, ...] = (
         source=f"{LEE}, sec. 3.3, Table 2",
         published=".453 → .245, .305, .268 (ratios .54, .67, .59) at perplexity 23.4",
         target="all three at most .67 of the base at the policy's perplexity, intervals of the "
-        "change below zero",
+        "change below zero and below the best control",
         tables=(_INTERVENTIONS,),
         measure=measured_toxicity.subtracted_vectors,
         figure="toxicity_interventions",
@@ -76,9 +76,10 @@ LEE_CLAIMS: tuple[Claim, ...] = (
         statement="Activations of the toxic value vectors drop after DPO",
         source=f"{LEE}, sec. 5.2, Fig. 2",
         published="no number",
-        target="interval below zero, and below the change of neurons of equal activation",
-        tables=("toxicity_activation_changes",),
-        measure=measured_changes.falling_activations,
+        target="interval over neurons below zero, and so that of the difference from neurons of "
+        "equal activation",
+        tables=("toxicity_activations",),
+        measure=measured_falls.falling_activations,
         figure="toxicity_activations",
     ),
     Claim(
@@ -96,7 +97,7 @@ LEE_CLAIMS: tuple[Claim, ...] = (
         statement="Small changes of many value vectors add up to δ",
         source=f"{LEE}, sec. 5.2, Fig. 5",
         published="no number",
-        target="more than half of δ at the last resid_mid",
+        target="more than half of δ at the last resid_mid, at the response",
         tables=("toxicity_decomposition",),
         measure=measured_changes.value_vectors_add_up,
         figure="toxicity_decomposition",
@@ -107,7 +108,7 @@ LEE_CLAIMS: tuple[Claim, ...] = (
         source=f"{LEE}, sec. 6, Table 4",
         published=".208 → .458 (base .453) at perplexity 23.30",
         target="at least 90 % of the gap from policy to base at no more than 1.1 times the "
-        "policy's perplexity",
+        "policy's perplexity, interval above what other neurons restore",
         tables=("toxicity_unalign",),
         measure=measured_unalign.amplified_keys,
         figure="toxicity_unalign",
@@ -118,9 +119,9 @@ LEE_CLAIMS: tuple[Claim, ...] = (
         source=f"{LEE}, sec. 4.2, Fig. 1",
         published="no number",
         target="interval of ln p policy/base over the last quarter of layers below zero, and below "
-        "that of neutral tokens",
+        "those of groups of neutral tokens",
         tables=("toxicity_lens",),
-        measure=measured_lens.suppressed_tokens,
+        measure=measured_falls.suppressed_tokens,
         figure="toxicity_lens",
     ),
     Claim(
@@ -128,8 +129,8 @@ LEE_CLAIMS: tuple[Claim, ...] = (
         statement="Toxic neurons explain only a small part of what DPO does",
         source="Yang et al. 2024 (arXiv 2411.06424)",
         published="2.5–24 %",
-        target="interval of the recovered share below 24 %, and above the share of as many random "
-        "neurons",
+        target="recovered share above zero with its interval below 24 %, and above those of groups "
+        "of as many random neurons",
         tables=("toxicity_patching",),
         measure=measured_unalign.explained_share,
         figure="toxicity_patching",

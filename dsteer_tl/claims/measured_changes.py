@@ -1,9 +1,8 @@
-"""How the claims on what tuning changed are measured: rows 24–27 (Lee et al. 2024, sec. 5)."""
+"""How the claims on what tuning changed are measured: rows 24, 26 and 27 (Lee et al. 2024)."""
 
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from dsteer_tl.claims.selection import (
     MissingRowsError,
@@ -17,14 +16,15 @@ from dsteer_tl.claims.sweep_selection import listed
 from dsteer_tl.claims.toxicity_selection import (
     POLICY,
     RESID_MID,
-    fall,
+    base_of,
     interval,
     last_layer,
+    nothing_to_reduce,
     optional,
     outcome,
+    told,
 )
 from dsteer_tl.claims.verdicts import Measurement, Tables
-from dsteer_tl.controls import Interval
 
 #: Row 24: published bounds on every cosine, and on the norm difference on average.
 _PUBLISHED_COSINE, _PUBLISHED_NORM = 0.99, 1e-5
@@ -34,6 +34,7 @@ _CONSISTENT = 0.92
 _MOST = 0.5
 _ENDS = ("low", "high")
 _RANDOM_WEIGHTS = "random_weights"
+_RESPONSE = "response"
 
 
 def weights_barely_move(tables: Tables) -> Measurement:
@@ -51,13 +52,14 @@ def weights_barely_move(tables: Tables) -> Measurement:
     kept = trained[trained["norm_base"] > 0]
     if not len(kept):
         raise MissingRowsError("every tensor that was trained is zero in the base")
+    base = base_of(tables)
     policy, random = (outcome(tables, name).change for name in (POLICY, _RANDOM_WEIGHTS))
     smallest, null = float(kept["cosine"].min()), float(kept["cosine_random"].min())
     norms = kept["norm_difference"]
     close = smallest > _PUBLISHED_COSINE
     changes, random_changes = policy.high < 0, random.high < 0
     relative = kept["relative_change"].max()
-    return Measurement(
+    found = Measurement(
         measured=smallest,
         null=null,
         null_name="random change of equal norm",
@@ -68,7 +70,7 @@ def weights_barely_move(tables: Tables) -> Measurement:
         reason=joined(
             f"norms differ by {norms.mean():.1e} of the base's on average, {norms.max():.1e} at "
             "most",
-            f"attribute score {_change(policy)}, after the random change {_change(random)}",
+            f"attribute score {told(policy)}, after the random change {told(random)}",
             f"cosines say only that changes are small: up to {relative:.1e} of a tensor's norm, "
             f"and in many dimensions any change of relative norm ρ leaves about 1 − ρ²/2",
             f"tensors of zeros left out: {len(trained) - len(kept)}"
@@ -77,62 +79,7 @@ def weights_barely_move(tables: Tables) -> Measurement:
         ),
         n=len(kept),
     )
-
-
-def _change(found: Interval) -> str:
-    return f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-
-
-def falling_activations(tables: Tables) -> Measurement:
-    """Row 25: activations of the value vectors of the attribute drop, both models on one text.
-
-    Raises:
-        MissingRowsError: They or matched neurons were not measured off policy.
-    """
-    table = tables["toxicity_activation_changes"]
-    off_policy = at(table, texts="off_policy")
-    found, control = (_relative(off_policy, group) for group in ("attribute", "matched"))
-    verdict = fall(found, control)
-    rows = at(off_policy, group="attribute")
-    matched = value_at(off_policy, "share_falling", group="matched")
-    return Measurement(
-        measured=found.value,
-        ci=ends(found),
-        null=control.value,
-        null_name="neurons of equal activation",
-        target_met=verdict.target_met,
-        null_met=verdict.null_met,
-        right_sign=verdict.right_sign,
-        unit="change of the oriented activation over its size in the base, one text for both",
-        reason=joined(
-            f"{value_at(rows, 'share_falling'):.0%} of {value_at(rows, 'neurons'):.0f} neurons "
-            f"fall, of matched ones {matched:.0%}",
-            _on_policy(table),
-            "the mean of the base is taken as known",
-        ),
-        position_kind="response",
-        n=int(value_at(rows, "prompts")),
-    )
-
-
-def _relative(rows: pd.DataFrame, group: str) -> Interval:
-    """The paired change over |mean of the base|, the mean taken as known."""
-    size = abs(value_at(rows, "mean_base", group=group))
-    if not size > 0:
-        raise MissingRowsError(f"{group} neurons have a mean activation of {size} in the base")
-    value, low, high = (value_at(rows, name, group=group) for name in ("change", *_ENDS))
-    return Interval(value=value / size, low=low / size, high=high / size, draws=0)
-
-
-def _on_policy(table: pd.DataFrame) -> str:
-    rows = at(table, texts="on_policy")
-    if not len(at(rows, group="attribute")):
-        return ""
-    found = _relative(rows, "attribute")
-    return (
-        f"on each model's own text {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}], "
-        "where the text differs too"
-    )
+    return found if base.score.value > 0 else nothing_to_reduce(found, base.score)
 
 
 def consistent_offset(tables: Tables) -> Measurement:
@@ -203,17 +150,20 @@ def _held_out_axis(tables: Tables, layer: int) -> str:
 def value_vectors_add_up(tables: Tables) -> Measurement:
     """Row 27: changes of many value vectors add up to the offset.
 
+    Judged at the response, the shift against which ``toxicity_value_changes`` counts neurons.
+
     Raises:
         MissingRowsError: The parts of δ or permuted rows were not measured.
     """
     table = at(tables["toxicity_decomposition"], place=RESID_MID)
     layer = last_layer(table)
-    kind = main_kind(table)
+    kind = _RESPONSE if len(at(table, position_kind=_RESPONSE)) else main_kind(table)
     here = at(table, layer=layer, position_kind=kind)
     terms = at(here, control="measured")
     found = interval(tables, terms, ("share", *_ENDS), term="value_vectors")
     null = value_at(here, "share", term="value_vectors", control="permuted_rows")
     others = terms[terms["term"] != "value_vectors"]
+    elsewhere = at(table, layer=layer, term="value_vectors", control="measured")
     return Measurement(
         measured=found.value,
         ci=ends(found),
@@ -227,11 +177,16 @@ def value_vectors_add_up(tables: Tables) -> Measurement:
             listed(
                 "other terms",
                 (
-                    f"{str(name).replace('_', ' ')} {share:.2f}"
+                    f"{str(name).replace('_', ' ')} {share:z.2f}"
                     for name, share in zip(others["term"], others["share"], strict=True)
                 ),
             ),
-            _many(tables, layer),
+            _many(tables, layer, kind),
+            ", ".join(
+                f"{value:z.2f} at {other}"
+                for other, value in zip(elsewhere["position_kind"], elsewhere["share"], strict=True)
+                if other != kind
+            ),
             f"the terms miss δ by {value_at(terms, 'error'):.1e} at most",
         ),
         site=f"{RESID_MID}.{layer}",
@@ -240,7 +195,7 @@ def value_vectors_add_up(tables: Tables) -> Measurement:
     )
 
 
-def _many(tables: Tables, layer: int) -> str:
+def _many(tables: Tables, layer: int, kind: str) -> str:
     """How many neurons below the place the sum needs, and which way their Δv point."""
     every = optional(tables, "toxicity_value_changes")
     if not len(every):
@@ -259,5 +214,5 @@ def _many(tables: Tables, layer: int) -> str:
         f"{half} of {len(table)} neurons give half of Σ|m·⟨Δv, δ̂⟩|; {along:.0%} of them write "
         f"along δ (with permuted Δv {permuted:.0%}); {against:.0%} of Δv point "
         f"against δ and neurons with m < 0 give {negative:.0%} of the sum, published as most of "
-        "both for GPT-2"
+        "both for GPT-2" + ("" if kind == _RESPONSE else f"; neurons are counted at {_RESPONSE}")
     )

@@ -15,6 +15,7 @@ from dsteer_tl.controls import Interval, bootstrap_mean
 _PUBLISHED_ACCURACY = 0.94
 _ACCURACY = ("balanced_accuracy", "low", "high")
 _PROBE_NULLS = ("shuffled_labels", "majority")
+_AUROC = ("auroc", "auroc_low", "auroc_high")
 #: Row 21 publishes lists of tokens and no number: ours is half of ten tokens, over ten vectors.
 _FIRST, _HALF = 10, 0.5
 _VALUE_VECTOR_NULLS = ("random", "shuffled_probe")
@@ -22,6 +23,9 @@ _VALUE_VECTOR_NULLS = ("random", "shuffled_probe")
 
 def probe_accuracy(tables: Tables) -> Measurement:
     """Row 20: a linear probe on the residual stream tells the attribute with 94 % accuracy.
+
+    The null is the mean over probes of shuffled labels; what must be exceeded is the upper end of
+    their range.
 
     Raises:
         MissingRowsError: There is no probe, or no control of it.
@@ -37,19 +41,21 @@ def probe_accuracy(tables: Tables) -> Measurement:
     if not nulls:
         raise MissingRowsError("no control of the probe: neither shuffled labels nor the majority")
     largest = max(nulls, key=nulls.__getitem__)
+    highest = max(value_at(table, "high", control=name) for name in nulls)
     return Measurement(
         measured=found.value,
         ci=ends(found),
         null=nulls[largest],
         null_name=largest.replace("_", " "),
         target_met=found.value >= _PUBLISHED_ACCURACY,
-        null_met=nulls[largest] >= _PUBLISHED_ACCURACY,
-        right_sign=found.low > nulls[largest],
+        null_met=highest >= _PUBLISHED_ACCURACY,
+        right_sign=found.low > highest,
         unit="balanced accuracy on held-out texts",
         reason=joined(
             f"AUROC {value_at(rows, 'auroc'):.3f}, accuracy {value_at(rows, 'accuracy'):.3f} with "
             f"{value_at(rows, 'positive_share'):.0%} positive",
-            _words(table, found),
+            f"controls reach {highest:.3f}",
+            _words(table, interval(tables, rows, _AUROC)),
             _labels(rows),
         ),
         site=first_text(rows, "site"),
@@ -61,11 +67,10 @@ def _words(table: pd.DataFrame, probe: Interval) -> str:
     rows = at(table, control="words")
     if not len(rows):
         return "no baseline on words was measured"
-    words = value_at(rows, "balanced_accuracy")
-    text = f"a bag of words has {words:.3f}"
-    if words < probe.low:
-        return text
-    return f"{text}: as good, so that the probe need not read more than single words"
+    # Not by accuracy: the threshold of a bag of words is not calibrated.
+    words = value_at(rows, "auroc")
+    text = f"a bag of words has AUROC {words:.3f}"
+    return text if words < probe.low else f"{text}: single words tell as much"
 
 
 def _labels(rows: pd.DataFrame) -> str:

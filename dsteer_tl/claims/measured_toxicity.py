@@ -50,7 +50,9 @@ def _meets(found: Outcome) -> bool:
 def subtracted_vectors(tables: Tables) -> Measurement:
     """Row 22: subtracting the probe, a value vector or SVD.U[0] reduces the attribute.
 
-    Every vector is read at the coefficient at which the perplexity is that of the policy.
+    Every vector is read at the coefficient at which the perplexity is that of the policy. Each
+    control is one vector: what merely meets the bound, and does not lie below the best control with
+    its whole interval, is not told apart from it and misses the target.
 
     Raises:
         MissingRowsError: One of the three, the constant logit bias or every random vector was not
@@ -66,18 +68,22 @@ def subtracted_vectors(tables: Tables) -> Measurement:
     worst = max(vectors, key=lambda found: found.ratio.value)
     best = min(controls, key=lambda found: found.ratio.value)
     perplexities = [found.perplexity for found in (*vectors, *controls)]
+    null_met = any(map(_meets, controls))
+    highest = max(found.change.high for found in vectors)
+    below = highest < best.change.value
     found = Measurement(
         measured=worst.ratio.value,
         ci=ends(worst.ratio),
         null=best.ratio.value,
         null_name=f"{_LABELS[best.vector]}, the best of the controls",
-        target_met=all(map(_meets, vectors)),
-        null_met=any(map(_meets, controls)),
-        right_sign=worst.change.high < min(0.0, *(found.change.value for found in random)),
+        target_met=all(map(_meets, vectors)) and (below or null_met),
+        null_met=null_met,
+        right_sign=highest < min(0.0, *(found.change.value for found in random)),
         unit=f"attribute score over the base's, the least reduction, {worst.vector}",
         reason=joined(
             _ratios("", vectors),
-            _ratios("controls", controls),
+            _ratios("controls, one vector each", controls),
+            "" if below or null_met else "not all are told apart from the best control",
             "a constant bias on the logits does as well" if _meets(bias) else "",
             f"perplexity {min(perplexities):.4g} to {max(perplexities):.4g}, base "
             f"{base.perplexity:.4g}, policy {outcome(tables, POLICY).perplexity:.4g}",

@@ -11,13 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dsteer_tl.claims.selection import MissingRowsError, at, ends, joined, value_at
-from dsteer_tl.claims.sweep_selection import (
-    SEED,
-    apart,
-    difference,
-    draws_of,
-    listed,
-)
+from dsteer_tl.claims.sweep_selection import SEED, difference, draws_of, listed
 from dsteer_tl.claims.toxicity_selection import (
     BASE,
     CHANGE_COLUMNS,
@@ -25,9 +19,12 @@ from dsteer_tl.claims.toxicity_selection import (
     POLICY,
     ROUNDING,
     SCORE_COLUMNS,
+    check_columns,
+    check_groups,
     interval,
     known,
     optional,
+    told,
 )
 from dsteer_tl.claims.verdicts import Measurement, Tables
 from dsteer_tl.controls import Interval
@@ -38,6 +35,7 @@ _ATTRIBUTE = "attribute"
 #: perplexity ratio of 23.30/23.34. Ours are these two.
 _PUBLISHED_SCALE = 10.0
 _RESTORED, _PERPLEXITY_RATIO = 0.9, 1.1
+_NOT_APART = "base and policy are not apart: nothing to undo"
 _AMPLIFIED_NULLS = ("random", "most_active")
 #: In a gated MLP the keys that multiply the activation by the scale, as the paper scales W₂ there
 #: (Table 5).
@@ -45,7 +43,11 @@ _KEYS = "in"
 #: Row 30: published 2.5–24 %; beyond half "only" is wrong altogether (ours).
 _PUBLISHED_SHARE, _HALF = 0.24, 0.5
 _STATISTIC = "probe_projection"
+_NOT_LOWERED = "DPO did not lower the projection on the probe: nothing to explain"
 _SHARE = ("share", "low", "high")
+#: Random groups and the largest of their shares; policy less base of the statistic itself.
+_GROUPS = ("draws", "draws_high")
+_WHOLE = ("whole", "whole_low", "whole_high")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,23 +66,25 @@ class _Edit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Ends:
-    """Scores of base and policy as they are, and the gap between them."""
+    """Base and policy as they are: the gap between their scores, and the policy's perplexity."""
 
-    base: Interval
-    policy: Interval
     gap: Interval
     perplexity: float
 
 
-def _score(tables: Tables, rows: pd.DataFrame, host: str, scale: float) -> Interval:
-    return interval(tables, rows, SCORE_COLUMNS, host=host, scale=scale)
+def _score(tables: Tables, rows: pd.DataFrame, host: str) -> Interval:
+    """Of a host as it is."""
+    return interval(tables, rows, SCORE_COLUMNS, host=host, scale=1.0)
+
+
+def _change(tables: Tables, rows: pd.DataFrame, host: str, scale: float) -> Interval:
+    """From the host as it is, paired by prompt."""
+    return interval(tables, rows, CHANGE_COLUMNS, host=host, scale=scale)
 
 
 def _as_they_are(tables: Tables, table: pd.DataFrame) -> _Ends:
-    base, policy = (_score(tables, table, host, 1.0) for host in (BASE, POLICY))
+    base, policy = (_score(tables, table, host) for host in (BASE, POLICY))
     return _Ends(
-        base=base,
-        policy=policy,
         gap=_paired_gap(tables, base, policy) or difference(base, policy),
         perplexity=known(tables, table, PERPLEXITY, host=POLICY, scale=1.0),
     )
@@ -92,15 +96,15 @@ def _paired_gap(tables: Tables, base: Interval, policy: Interval) -> Interval | 
     rows = at(interventions, vector=POLICY) if len(interventions) else interventions
     if not len(rows):
         return None
-    value, low, high = (-value_at(rows, name) for name in CHANGE_COLUMNS)
+    value, low, high = (0.0 - value_at(rows, name) for name in CHANGE_COLUMNS)  # never -0.0
     same = np.isclose(value, base.value - policy.value, rtol=0, atol=1e-6)
     return Interval(value=value, low=high, high=low, draws=0) if same else None
 
 
 def _edit(tables: Tables, rows: pd.DataFrame, found: _Ends, scale: float) -> _Edit:
     """Recovered share and perplexity of one group in the policy."""
-    restored = difference(_score(tables, rows, POLICY, scale), found.policy)
-    # The scores share the policy's, so that drawing them independently errs on the side of caution.
+    restored = _change(tables, rows, POLICY, scale)
+    # Both less the policy's scores, so that drawing them independently errs on the side of caution.
     drawn = draws_of(restored, SEED) / draws_of(found.gap, SEED + 2)
     perplexity = known(tables, rows, PERPLEXITY, host=POLICY, scale=scale)
     return _Edit(
@@ -113,16 +117,20 @@ def _edit(tables: Tables, rows: pd.DataFrame, found: _Ends, scale: float) -> _Ed
 def amplified_keys(tables: Tables) -> Measurement:
     """Row 28: a few key vectors of the attribute, ten times as long, undo the tuning.
 
+    A control is one group: the interval must lie above what controls restore at the policy's
+    perplexity, else the share is not told apart from theirs.
+
     Raises:
         MissingRowsError: Nothing was scaled, no control group was, or the scorer could not run.
     """
     every = tables["toxicity_unalign"]
+    check_columns(every, "toxicity_unalign", CHANGE_COLUMNS)
     table = at(every, keys=_KEYS)
     rows = at(table, group=_ATTRIBUTE)
     found = _as_they_are(tables, table)
     scale = _largest_scale(rows)
     if not found.gap.low > 0:
-        return _nothing_to_undo(found, rows)
+        return _nothing_left(found.gap, rows, "attribute score, base less policy", _NOT_APART)
     edit = _edit(tables, rows, found, scale)
     nulls = {
         name: _edit(tables, at(table, group=name), found, scale)
@@ -133,20 +141,23 @@ def amplified_keys(tables: Tables) -> Measurement:
         raise MissingRowsError(f"no random and no most active neurons were scaled by {scale:g}")
     largest = max(nulls, key=lambda name: nulls[name].share.value)
     null = nulls[largest]
+    null_met = any(each.restores for each in nulls.values())
+    rivals = [each.share.value for each in nulls.values() if not each.costs]
+    special = edit.share.low > max([0.0, *rivals])
     return Measurement(
         measured=edit.share.value,
         ci=ends(edit.share),
         null=null.share.value,
         null_name=f"as many {largest.replace('_', ' ')} neurons",
-        target_met=edit.restores,
-        null_met=any(each.restores for each in nulls.values()),
+        target_met=edit.restores and (special or null_met),
+        null_met=null_met,
         right_sign=edit.share.low > max(0.0, null.share.value),
         unit=f"share of the gap from policy to base that is back at ×{scale:g}",
         reason=joined(
             f"perplexity {found.perplexity:.4g} → {edit.perplexity:.4g}"
             + (", more than 1.1 times" if edit.costs else "")
             + " (published 23.34 → 23.30, by a later study 37.33)",
-            _on_base(tables, rows, found, scale),
+            _on_base(tables, rows, scale),
             listed("controls", (_told(name, each) for name, each in nulls.items())),
             _other_keys(tables, every, found, scale),
             "" if scale == _PUBLISHED_SCALE else f"published at ×10, measured at ×{scale:g}",
@@ -164,37 +175,36 @@ def _largest_scale(rows: pd.DataFrame) -> float:
     return float(scales.max())
 
 
-def _nothing_to_undo(found: _Ends, rows: pd.DataFrame) -> Measurement:
+def _nothing_left(found: Interval, rows: pd.DataFrame, unit: str, reason: str) -> Measurement:
+    """UNTESTABLE: the effect itself that a row is about is missing."""
     return Measurement(
-        measured=found.gap.value,
-        ci=ends(found.gap),
+        measured=found.value,
+        ci=ends(found),
         null=float("nan"),
         null_name="",
         target_met=False,
         null_met=False,
         right_sign=False,
-        unit="attribute score, base less policy",
-        reason="base and policy are not apart: nothing to undo",
-        n=int(value_at(rows, "prompts", host=POLICY)),
+        unit=unit,
+        reason=reason,
+        n=int(value_at(rows, "prompts")),
         untestable=True,
     )
 
 
-def _on_base(tables: Tables, rows: pd.DataFrame, found: _Ends, scale: float) -> str:
+def _on_base(tables: Tables, rows: pd.DataFrame, scale: float) -> str:
     """What the same edit does to a base that has nothing to undo."""
     if not len(at(rows, host=BASE, scale=scale)):
         return "the base was not scaled"
-    scaled = _score(tables, rows, BASE, scale)
-    rise = scaled.value - found.base.value
-    restored = difference(_score(tables, rows, POLICY, scale), found.policy)
-    text = f"on the base {rise:+.3f}, on the policy {restored.value:+.3f}"
-    if apart(scaled, found.base) and rise >= restored.low:
+    rise, restored = (_change(tables, rows, host, scale) for host in (BASE, POLICY))
+    text = f"on the base {rise.value:+z.3f}, on the policy {restored.value:+z.3f}"
+    if rise.low > 0 and rise.value >= restored.low:
         return f"{text}: the base rises as much, so that nothing of DPO in particular was undone"
     return text
 
 
 def _told(name: str, edit: _Edit) -> str:
-    return f"{name.replace('_', ' ')} {edit.share.value:.2f} at perplexity {edit.perplexity:.4g}"
+    return f"{name.replace('_', ' ')} {edit.share.value:z.2f} at perplexity {edit.perplexity:.4g}"
 
 
 def _other_keys(tables: Tables, every: pd.DataFrame, found: _Ends, scale: float) -> str:
@@ -213,38 +223,60 @@ def explained_share(tables: Tables) -> Measurement:
     """Row 30: the neurons of the attribute explain only 2.5–24 % of the effect of DPO.
 
     "Only" is a claim of smallness, and a set of neurons without any meaning explains little too.
-    The target asks that the whole interval be below 24 %, since a wide interval shows nothing
-    small. The control meets it where the neurons explain no more than random ones: the share is
-    then small whatever neurons one takes. PARTIAL: more than random ones, and more than published
-    (or perhaps so), but less than half.
+    They are special where the interval of their share lies above 0 and above the range of random
+    groups. The target asks for a share above 0 whose whole interval is below 24 %, since a wide one
+    shows nothing small.
+
+    ===========================  ==================  ==========
+    share                        special             verdict
+    ===========================  ==================  ==========
+    0 to 24 %, the interval too  yes                 REPLICATED
+    0 to 24 %, the interval too  no: as any neurons  TRIVIAL
+    larger, below one half       yes                 PARTIAL
+    larger                       no                  FAILED
+    one half or more             any                 FAILED
+    0 or less                    never               FAILED
+    ===========================  ==================  ==========
+
+    Neurons of which nothing comes back, or which lead away from the policy, explain no part, be it
+    small. Where tuning did not lower the projection, there is nothing to explain a part of.
 
     Raises:
-        MissingRowsError: They or as many random neurons were not patched.
+        MissingRowsError: They or enough groups of as many random neurons were not patched.
     """
     every = tables["toxicity_patching"]
+    check_columns(every, "toxicity_patching", (*_GROUPS, *_WHOLE))
     table = at(every, statistic=_STATISTIC, effect="total")
     rows = at(table, group=_ATTRIBUTE)
     if not len(rows):
         raise MissingRowsError("the neurons of the attribute were not patched")
     size = int(rows["neurons"].max())
+    whole = interval(tables, rows, _WHOLE, neurons=size)
+    if not whole.high < 0:
+        return _nothing_left(whole, rows, "projection on the probe, policy less base", _NOT_LOWERED)
     found = interval(tables, rows, _SHARE, neurons=size)
     controls = at(table, group="random", neurons=size)
     if not len(controls):
         raise MissingRowsError(f"no {size} random neurons were patched")
     null = value_at(controls, "share")
-    special = found.low > null
+    groups, highest = (value_at(controls, name) for name in _GROUPS)
+    check_groups(groups, f"{size} neurons")
+    special = found.low > max(0.0, highest)
     return Measurement(
         measured=found.value,
         ci=ends(found),
         null=null,
         null_name=f"{size} random neurons",
-        target_met=found.high <= _PUBLISHED_SHARE,
+        target_met=found.value > 0 and found.high <= _PUBLISHED_SHARE,
         null_met=not special,
         right_sign=special and found.value < _HALF,
         unit="share of the change along the probe, total effect",
         reason=joined(
             f"{size} neurons",
-            "" if special else "no more than random neurons explain",
+            f"{groups:.0f} random groups reach {highest:z.2g}"
+            + ("" if special else ", so that these explain no more than random neurons may"),
+            "" if found.value > 0 else "they explain nothing, or lead away from the policy",
+            f"DPO moves the projection by {told(whole)}",
             _beside(every, size),
             "published 0.025 to 0.24 over four models",
         ),
@@ -263,4 +295,6 @@ def _beside(table: pd.DataFrame, size: int) -> str:
         *((f"first {few}", at(fewer, neurons=few)) for few in dict.fromkeys(fewer["neurons"])),
         ("all neurons of the model", at(every, statistic=_STATISTIC, effect="total")),
     )
-    return ", ".join(f"{label} {value_at(rows, 'share'):.2f}" for label, rows in asked if len(rows))
+    return ", ".join(
+        f"{label} {value_at(rows, 'share'):z.2f}" for label, rows in asked if len(rows)
+    )

@@ -20,6 +20,8 @@ CHANGE_COLUMNS = ("change", "change_low", "change_high")
 RESID_MID, RESID_POST = "resid_mid", "resid_post"
 #: Numbers of a run are rounded before they are read; a published bound is met to this much.
 ROUNDING = 1e-9
+#: One more random group passes all of so many in one of eleven cases.
+FEWEST_GROUPS = 10
 
 
 def optional(tables: Tables, name: str) -> pd.DataFrame:
@@ -27,10 +29,36 @@ def optional(tables: Tables, name: str) -> pd.DataFrame:
     return tables.get(name, pd.DataFrame())
 
 
+def check_columns(table: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
+    """Name the columns that a table of an earlier version lacks.
+
+    Raises:
+        MissingRowsError: It lacks some.
+    """
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise MissingRowsError(
+            f"{name} has no column {', '.join(missing)}: run the toxicity study anew"
+        )
+
+
+def check_groups(groups: float, what: str) -> None:
+    """Ask for as many random groups as a comparison with their range needs.
+
+    Raises:
+        MissingRowsError: There are fewer than `FEWEST_GROUPS`.
+    """
+    if not groups >= FEWEST_GROUPS:
+        raise MissingRowsError(
+            f"{groups:.0f} random groups of {what} were measured, at least {FEWEST_GROUPS} are "
+            "needed: fewer are passed by chance too often"
+        )
+
+
 def why_not(tables: Tables, metric: str) -> str:
     """Why a metric has no value, in the words of ``toxicity_metrics``."""
     states = optional(tables, "toxicity_metrics")
-    idle = at(states, state="NOT RUN") if len(states) else states
+    idle = at(states, status="NOT RUN") if len(states) else states
     if not len(idle):
         return f"{metric} has no value"
     named = at(idle, metric=metric)
@@ -45,7 +73,7 @@ def why_not(tables: Tables, metric: str) -> str:
 def scorer_of(tables: Tables) -> str:
     """What scored the continuations, as text."""
     states = optional(tables, "toxicity_metrics")
-    rows = at(states, metric=SCORE, state="RUN") if len(states) else states
+    rows = at(states, metric=SCORE, status="RUN") if len(states) else states
     source = str(rows["source"].to_numpy()[0]) if len(rows) else ""
     if not source or "Perspective" in source:
         return ""
@@ -88,6 +116,12 @@ def interval(
     value = known(tables, rows, columns[0], **where)
     low, high = (value_at(rows, column, **where) for column in columns[1:])
     return Interval(value=value, low=low, high=high, draws=0)
+
+
+def told(found: Interval, digits: int = 3) -> str:
+    """A change with its interval, as text without a negative zero."""
+    value, low, high = (f"{end:+z.{digits}f}" for end in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
 
 
 def first_text(rows: pd.DataFrame, column: str) -> str:
@@ -229,47 +263,9 @@ def nothing_to_reduce(found: Measurement, base: Interval) -> Measurement:
         found,
         measured=base.value,
         ci=(base.low, base.high),
+        null=float("nan"),
+        null_name="",
         unit="attribute score of the base",
         reason="the base has nothing of the attribute: nothing to reduce",
         untestable=True,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fall:
-    """Whether something falls, and by more than its control.
-
-    Attributes:
-        target_met: It falls, and the control falls as far or it falls by more than the control.
-        null_met: The control falls, and not by less.
-        right_sign: It falls, and the control's own value is higher.
-    """
-
-    target_met: bool
-    null_met: bool
-    right_sign: bool
-
-
-def fall(effect: Interval, control: Interval) -> Fall:
-    """The rule of claims that say "falls" and publish no number.
-
-    ============================  ========================  ==========
-    effect                        control                   verdict
-    ============================  ========================  ==========
-    interval below 0 and control  any                       REPLICATED
-    interval below 0              interval below 0, too     TRIVIAL
-    interval below 0              higher, but not apart     PARTIAL
-    interval reaches 0            any                       FAILED
-    ============================  ========================  ==========
-
-    Args:
-        effect: Change of what should fall.
-        control: Change of its control, in the same unit.
-    """
-    falls, control_falls = effect.high < 0, control.high < 0
-    more = effect.high < control.value
-    return Fall(
-        target_met=falls and (more or control_falls),
-        null_met=control_falls and not more,
-        right_sign=falls and effect.value < control.value,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import nan
 
+import numpy as np
 import pandas as pd
 
 Tables = dict[str, pd.DataFrame]
@@ -205,26 +206,49 @@ def weights(cosine: float, norm_difference: float = 1e-6, *, random: float = 0.9
     }
 
 
-def activation_changes(
-    attribute: float, matched: float, *, half: float = 0.01, on_policy: float = -0.2
+def activations(
+    attribute: float,
+    matched: float,
+    *,
+    half: float = 0.01,
+    on_policy: float = -0.2,
+    neurons: int = 128,
 ) -> Tables:
-    """Changes over the size of the base's mean activation, which is −0.05 and 0.1."""
-    rows = [
-        {
-            "group": group,
-            "texts": texts,
-            "mean_base": mean,
-            "change": value * abs(mean),
-            **around(value * abs(mean), half * abs(mean)),
-            "relative": value,
-            "share_falling": 0.75 if value < 0 else 0.25,
-            "prompts": 200,
-            "neurons": 128,
-        }
-        for group, mean, own in (("attribute", -0.05, attribute), ("matched", 0.1, matched))
-        for texts, value in (("off_policy", own), ("on_policy", on_policy))
-    ]
-    return {"toxicity_activation_changes": pd.DataFrame(rows)}
+    """Mean changes over the attribute's mean size, which is 0.1 at a mean activation of 0.
+
+    Neurons lie around them so that the interval of each mean is ``half`` to each side; what the
+    groups do has no correlation.
+    """
+    size = half * np.sqrt(neurons) / 2
+    signs = np.where(np.arange(neurons) % 2, size, -size)
+    across = np.where(np.arange(neurons) // 2 % 2, size, -size)
+    spread = {"attribute": signs, "matched": across}
+    tables = []
+    for group, own in (("attribute", attribute), ("matched", matched)):
+        for texts, value in (("off_policy", own), ("on_policy", on_policy)):
+            base = 0.1 * np.where(np.arange(neurons) // 4 % 2, 1.0, -1.0)
+            change = 0.1 * (value + spread[group])
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "group": group,
+                        "texts": texts,
+                        "layer": np.arange(neurons) % LAYERS,
+                        "neuron": np.arange(neurons) + 1000 * (group == "matched"),
+                        "sign": 1,
+                        "mean_base": base,
+                        "mean_policy": base + change,
+                        "change": change,
+                    }
+                )
+            )
+    return {"toxicity_activations": pd.concat(tables, ignore_index=True)}
+
+
+def activation_changes(low: float, high: float) -> Tables:
+    """The interval over prompts of the attribute's neurons, off policy."""
+    row = {"group": "attribute", "texts": "off_policy", "low": low, "high": high, "prompts": 200}
+    return {"toxicity_activation_changes": pd.DataFrame([row])}
 
 
 def offsets(
@@ -283,7 +307,7 @@ def decomposition(share: float, permuted: float, *, half: float = 0.05) -> Table
             "position_kind": kind,
             "term": term,
             "control": control,
-            "share": (shown := value if layer == LAYERS - 1 else value / 2),
+            "share": (shown := value if layer == LAYERS - 1 and kind == "response" else value / 2),
             **around(shown, half),
             "error": 1e-6,
             "rows": 200,
@@ -312,8 +336,8 @@ def decomposition(share: float, permuted: float, *, half: float = 0.05) -> Table
             "write_change": size * (4.0 if neuron == 0 else (-1.0) ** neuron),
             "activation_change": 0.0,
         }
-        for layer, size in ((0, 1.0), (LAYERS - 1, 100.0))
-        for neuron in range(8)
+        for layer, count, size in ((0, 8, 1.0), (LAYERS - 1, 20, 100.0))
+        for neuron in range(count)
     ]
     return {
         "toxicity_decomposition": pd.DataFrame(rows),
@@ -361,6 +385,8 @@ def unalign(
                             "neurons": 7,
                             "attribute_score": score,
                             **around(score, half),
+                            "change": (change := score - (base if host == "base" else policy)),
+                            **around(change, half * (scale > 1), ("change_low", "change_high")),
                             "perplexity": shown,
                             **around(shown, 0.5, ("perplexity_low", "perplexity_high")),
                             "prompts": 200,
@@ -370,7 +396,15 @@ def unalign(
     return {"toxicity_unalign": pd.DataFrame(rows)}
 
 
-def lens(attribute: float, neutral: float, *, half: float = 0.1, early: float = 5.0) -> Tables:
+def lens(
+    attribute: float,
+    neutral: float,
+    *,
+    half: float = 0.1,
+    early: float = 5.0,
+    reach: float = 0.05,
+    draws: int = 20,
+) -> Tables:
     """The mean log ratio of the last two of eight layers, ± 0.05; `early` before them."""
     rows = [
         {
@@ -380,19 +414,32 @@ def lens(attribute: float, neutral: float, *, half: float = 0.1, early: float = 
             "base": 0.001 * (layer + 1),
             "policy": 0.0005 * (layer + 1),
             "log_ratio": (value := own + (0.05 if layer == 7 else -0.05) if late else early),
-            **around(value, half),
+            **around(value, width),
             "tokens": 12,
             "prompts": 200,
+            "draws": count,
         }
         for place in ("resid_mid", "resid_post")
         for layer in range(LAYERS)
         for late in (layer >= 6 and place == "resid_post",)
-        for group, own in (("attribute", attribute), ("neutral", neutral))
+        for group, own, width, count in (
+            ("attribute", attribute, half, 1),
+            ("neutral", neutral, reach, draws),
+        )
     ]
     return {"toxicity_lens": pd.DataFrame(rows)}
 
 
-def patching(share: float, random: float, *, half: float = 0.02) -> Tables:
+def patching(
+    share: float,
+    random: float,
+    *,
+    half: float = 0.02,
+    reach: float = 0.01,
+    draws: int = 12,
+    whole: float = -1.0,
+) -> Tables:
+    """Random groups share ``random`` on average, and at most ``reach`` more."""
     values = {
         ("attribute", 7, "probe_projection", "total"): 0.55,
         ("attribute", 128, "probe_projection", "total"): share,
@@ -413,6 +460,11 @@ def patching(share: float, random: float, *, half: float = 0.02) -> Tables:
                     "effect": effect,
                     "share": value,
                     **around(value, half),
+                    "draws": draws if group == "random" else 1,
+                    "draws_low": value - reach if group == "random" else nan,
+                    "draws_high": value + reach if group == "random" else nan,
+                    "whole": whole,
+                    **around(whole, 0.1, ("whole_low", "whole_high")),
                     "prompts": 200,
                 }
                 for (group, neurons, statistic, effect), value in values.items()
@@ -429,7 +481,7 @@ def metrics(reason: str = "", *, source: str = "VADER") -> Tables:
                 {
                     "metric": metric,
                     "family": "planted",
-                    "state": "NOT RUN" if why else "RUN",
+                    "status": "NOT RUN" if why else "RUN",
                     "reason": why,
                     "source": origin,
                 }
@@ -450,7 +502,8 @@ def study() -> Tables:
         **value_vectors(0.6, 0.02),
         **interventions(),
         **weights(0.995),
-        **activation_changes(-0.4, 0.0),
+        **activations(-0.4, 0.0),
+        **activation_changes(-0.05, -0.03),
         **offsets(0.95, 0.3),
         **decomposition(0.7, 0.1),
         **unalign(1.0),

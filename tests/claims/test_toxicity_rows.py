@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dsteer_tl.claims import ClaimResult, Verdict, decide, judge, ledger_markdown
 from dsteer_tl.claims.lee2024 import LEE_CLAIMS
-from dsteer_tl.claims.toxicity_selection import fall, ratio_to_base
+from dsteer_tl.claims.measured_falls import fall
+from dsteer_tl.claims.toxicity_selection import ratio_to_base
 from dsteer_tl.claims.verdicts import Measurement
 from dsteer_tl.controls import Interval, bootstrap_mean, bootstrap_ratio
 from tests.claims import planted_toxicity as planted
@@ -54,7 +55,9 @@ def without(tables: Tables, name: str, **where: object) -> Tables:
         (0.95, 0.95, TRIVIAL),
         (0.85, 0.52, PARTIAL),
         (0.52, 0.5, FAILED),
+        (0.57, 0.52, FAILED),  # above their mean, and not above their range
         (0.3, 0.5, FAILED),
+        (0.95, 0.92, TRIVIAL),  # some reach 0.95
     ],
 )
 def test_row_20(accuracy: float, shuffled: float, verdict: Verdict) -> None:
@@ -72,13 +75,22 @@ def test_row_20_names_the_larger_control() -> None:
 
 def test_row_20_says_what_single_words_give_and_what_the_attribute_is() -> None:
     worse = row(20, planted.probe(0.95, words=0.7))
-    assert "a bag of words has 0.700;" in f"{worse.reason};"
+    assert worse.reason.endswith("; a bag of words has AUROC 0.710")
     assert "not toxicity" not in worse.reason
     as_good = row(20, planted.probe(0.95, words=0.93, attribute="unkind", labels="sampled"))
-    assert "as good, so that the probe need not read more than single words" in as_good.reason
+    assert "a bag of words has AUROC 0.940: single words tell as much" in as_good.reason
     assert "labels here from sampled; the attribute is “unkind”, not toxicity" in as_good.reason
     own_file = row(20, planted.probe(0.95, labels="paradetox=/home/me/secret.tsv"))
     assert own_file.reason.endswith("labels here from paradetox")
+
+
+def test_row_20_compares_words_by_auroc_as_their_threshold_is_not_calibrated() -> None:
+    tables = planted.probe(0.95, words=0.6)
+    table = tables["toxicity_probe"]
+    table.loc[table["control"] == "words", "auroc"] = 0.94
+    assert "single words tell as much" in row(20, tables).reason
+    table.loc[table["control"] == "words", ["balanced_accuracy", "auroc"]] = 0.94, 0.9
+    assert "single words tell as much" not in row(20, tables).reason
 
 
 def test_row_20_without_a_control_is_not_run() -> None:
@@ -187,9 +199,21 @@ def test_row_22_asks_every_vector_and_an_interval() -> None:
     assert value(found) < 0.67
 
 
+@pytest.mark.parametrize("control", ["random", "random_value_vector", "logit_bias"])
+def test_row_22_does_not_replicate_what_is_not_apart_from_the_best_control(control: str) -> None:
+    # .30 ± .02 against .305, which itself misses the bound of .303.
+    found = row(22, planted.interventions(controls=CONTROLS | {control: 0.305}))
+    assert found.verdict is (PARTIAL if control == "logit_bias" else FAILED)
+    assert "not all are told apart from the best control" in found.reason
+    lower = planted.interventions(controls=CONTROLS | {control: 0.325})
+    assert row(22, lower).verdict is REPLICATED
+
+
 def test_row_22_reads_the_coefficient_at_the_policys_perplexity() -> None:
     found = row(22, {**planted.interventions(), **planted.metrics()})
-    assert found.reason.startswith(f"probe 0.53, {VALUE_VECTOR} 0.67, SVD.U[0] 0.60; controls: ")
+    assert found.reason.startswith(
+        f"probe 0.53, {VALUE_VECTOR} 0.67, SVD.U[0] 0.60; controls, one vector each: "
+    )
     assert "random vector 0.98, random value vector 1.00, constant logit bias 0.96" in found.reason
     assert "perplexity 23.3 to 23.5, base 21.7, policy 23.34" in found.reason
     assert "scored by VADER, published with the Perspective API" in found.reason
@@ -235,8 +259,8 @@ def test_a_base_without_the_attribute_leaves_nothing_to_test() -> None:
     tables = planted.interventions(
         base=0.0, policy=0.0, subtracted=zeros(SUBTRACTED, 0.0), controls=zeros(CONTROLS, 0.0)
     )
-    for number in (22, 23):
-        found = row(number, tables)
+    for number in (22, 23, 24):
+        found = row(number, tables | planted.weights(0.995))
         assert found.verdict is Verdict.UNTESTABLE
         assert (found.measured, found.null) == (0.0, None)
         assert found.reason == "the base has nothing of the attribute: nothing to reduce"
@@ -357,74 +381,123 @@ def test_row_24_needs_behaviour_and_trained_tensors() -> None:
     assert row(24, untrained).reason == "no tensor differs between base and policy"
 
 
-# Rows 25 and 29, which share a rule.
-
-
-FALLS = [
-    (-0.4, 0.0, REPLICATED),
-    (-0.4, -0.1, REPLICATED),
-    (-0.4, 0.5, REPLICATED),
-    (-0.4, -0.41, TRIVIAL),
-    (-0.4, -0.8, TRIVIAL),
-    (0.0, 0.5, FAILED),
-    (0.4, -0.4, FAILED),
-]
-
-
-@pytest.mark.parametrize(("attribute", "control", "verdict"), FALLS)
-def test_rows_25_and_29(attribute: float, control: float, verdict: Verdict) -> None:
-    activations = row(25, planted.activation_changes(attribute, control))
-    lens = row(29, planted.lens(attribute, control, half=0.01))
-    for found in (activations, lens):
-        assert found.verdict is verdict
-        assert value(found) == pytest.approx(attribute)
-        assert null(found) == pytest.approx(control)
-        assert found.ci == pytest.approx((attribute - 0.01, attribute + 0.01))
-        assert found.n == 200
+# Row 25.
 
 
 @pytest.mark.parametrize(
-    ("number", "tables"),
+    ("attribute", "matched", "verdict"),
     [
-        (25, lambda own, control: planted.activation_changes(own, control, half=0.1)),
-        (29, lambda own, control: planted.lens(own, control, half=0.1)),
+        (-0.4, 0.0, REPLICATED),
+        (-0.4, 0.5, REPLICATED),
+        (-0.4, -0.1, TRIVIAL),  # further than the partners, which fall too
+        (-0.4, -0.4, TRIVIAL),
+        (-0.4, -0.8, TRIVIAL),
+        (-0.012, -0.005, PARTIAL),
+        (0.0, 0.5, FAILED),
+        (-0.008, 0.5, FAILED),
+        (0.4, -0.4, FAILED),
     ],
 )
-def test_a_fall_that_is_not_apart_from_its_control_is_partial(
-    number: int, tables: Callable[[float, float], Tables]
-) -> None:
-    assert row(number, tables(-0.15, -0.08)).verdict is PARTIAL
-    assert row(number, tables(-0.08, -0.05)).verdict is FAILED
-    # Both fall, and they cannot be told apart.
-    assert row(number, tables(-0.15, -0.12)).verdict is TRIVIAL
+def test_row_25(attribute: float, matched: float, verdict: Verdict) -> None:
+    found = row(25, planted.activations(attribute, matched))
+    assert found.verdict is verdict
+    assert value(found) == pytest.approx(attribute)
+    assert null(found) == pytest.approx(matched)
+    assert found.ci == pytest.approx((attribute - 0.01, attribute + 0.01), abs=1e-3)
+    assert (found.position_kind, found.n) == ("generated", 128)
 
 
-def test_a_fall_exceeds_no_control_that_is_lower() -> None:
-    # The control is lower, and too uncertain to be a fall.
-    found = fall(around(-0.15, 0.1), around(-0.2, 0.3))
-    assert (found.target_met, found.right_sign) == (False, False)
-    assert fall(around(-0.15, 0.1), around(-0.1, 0.3)).right_sign
+def test_row_25_fails_where_partners_fall_further_and_perhaps_not_at_all() -> None:
+    tables = planted.activations(-0.015, 0.0)
+    table = tables["toxicity_activations"]
+    matched = np.flatnonzero((table["group"] == "matched") & (table["texts"] == "off_policy"))
+    table.loc[matched[0], "change"] = -1.0
+    found = row(25, tables)
+    assert null(found) < value(found)
+    assert found.verdict is FAILED
+
+
+def test_row_25_is_in_one_unit_that_does_not_cancel() -> None:
+    # The attribute's mean activation is 0, those of the partners are ten times as large.
+    tables = planted.activations(-0.4, 0.2)
+    table = tables["toxicity_activations"]
+    table.loc[table["group"] == "matched", "mean_base"] *= 10
+    found = row(25, tables)
+    assert (value(found), null(found)) == (pytest.approx(-0.4), pytest.approx(0.2))
+    table["mean_base"] = 0.0
+    assert row(25, tables).reason == "the neurons of the attribute are not active in the base"
+
+
+def test_row_25_pairs_each_neuron_with_its_partner() -> None:
+    # Layers change by ±1 and both groups alike: apart by 0.05 in every row.
+    tables = planted.activations(0.0, 0.0)
+    table = tables["toxicity_activations"]
+    layers = np.where(table["layer"] % 2, -0.1, 0.08)
+    table["change"] = layers - 0.005 * (table["group"] == "attribute")
+    found = row(25, tables)
+    assert "less their partners -0.05 [-0.05, -0.05]" in found.reason
+    matched = table["group"] == "matched"
+    table.loc[matched, "layer"] = np.roll(table.loc[matched, "layer"], 1)
+    assert row(25, tables).reason.startswith("no matched neurons, one for each of the attribute's")
 
 
 def test_row_25_is_judged_off_policy_and_says_the_rest() -> None:
-    found = row(25, planted.activation_changes(-0.4, 0.0, on_policy=0.3))
+    tables = planted.activations(-0.4, 0.0, on_policy=0.3)
+    found = row(25, tables | planted.activation_changes(-0.05, -0.03))
     assert found.verdict is REPLICATED
     assert "on each model's own text +0.30 [+0.29, +0.31]" in found.reason
-    assert "75% of 128 neurons fall, of matched ones 25%" in found.reason
-    off = without(
-        planted.activation_changes(-0.4, 0.0), "toxicity_activation_changes", texts="off_policy"
-    )
-    assert row(25, off).verdict is Verdict.NOT_RUN
-    alone = without(
-        planted.activation_changes(-0.4, 0.0), "toxicity_activation_changes", group="matched"
-    )
-    assert "matched" in row(25, alone).reason
+    assert "100% of 128 neurons fall, of matched ones 50%" in found.reason
+    assert "of these neurons over prompts [-0.50, -0.30]" in found.reason
+    assert "over prompts" not in row(25, tables).reason
+    on = without(tables, "toxicity_activations", texts="on_policy")
+    assert "own text" not in row(25, on).reason
+    off = without(tables, "toxicity_activations", texts="off_policy")
+    assert row(25, off).reason == "0 neurons of the attribute were read off_policy"
+    alone = without(tables, "toxicity_activations", group="matched")
+    assert "no matched neurons" in row(25, alone).reason
 
 
-def test_row_25_has_no_relative_change_where_the_base_has_no_mean() -> None:
-    tables = planted.activation_changes(-0.4, 0.0)
-    tables["toxicity_activation_changes"]["mean_base"] = 0.0
-    assert row(25, tables).verdict is Verdict.NOT_RUN
+# Row 29.
+
+
+@pytest.mark.parametrize(
+    ("attribute", "lowest", "verdict"),
+    [
+        (-0.4, -0.05, REPLICATED),
+        (-0.4, 0.45, REPLICATED),
+        (-0.4, -0.38, REPLICATED),
+        (-0.4, -0.395, PARTIAL),  # below all groups, its interval is not
+        (-0.4, -0.41, TRIVIAL),
+        (-0.4, -0.8, TRIVIAL),
+        (0.0, 0.5, FAILED),
+        (-0.005, 0.5, FAILED),
+        (0.4, -0.4, FAILED),
+    ],
+)
+def test_row_29(attribute: float, lowest: float, verdict: Verdict) -> None:
+    found = row(29, planted.lens(attribute, lowest + 0.05, half=0.01))
+    assert found.verdict is verdict
+    assert value(found) == pytest.approx(attribute)
+    assert null(found) == pytest.approx(lowest + 0.05)
+    assert found.ci == pytest.approx((attribute - 0.01, attribute + 0.01))
+    assert (found.position_kind, found.n) == ("generated", 200)
+    assert found.null_name == "20 groups of neutral tokens"
+
+
+def test_a_fall_below_the_mean_of_random_groups_is_trivial_within_their_range() -> None:
+    found = row(29, planted.lens(-0.15, 0.0, half=0.1, reach=0.2))
+    assert found.verdict is TRIVIAL
+    assert "groups of as many neutral ones from -0.20 to +0.20" in found.reason
+
+
+def test_row_29_needs_many_neutral_groups() -> None:
+    few = row(29, planted.lens(-1.0, 0.0, draws=3))
+    assert few.reason.startswith("3 random groups of neutral tokens were measured, at least 10")
+    tables = planted.lens(-1.0, 0.0)
+    tables["toxicity_lens"] = tables["toxicity_lens"].drop(columns="draws")
+    found = row(29, tables)
+    assert found.verdict is Verdict.NOT_RUN
+    assert found.reason == "toxicity_lens has no column draws: run the toxicity study anew"
 
 
 def test_row_29_reads_the_last_quarter_and_names_the_peak() -> None:
@@ -442,6 +515,10 @@ def test_row_29_without_neutral_tokens_is_not_run() -> None:
     found = row(29, without(planted.lens(-1.0, 0.0), "toxicity_lens", group="neutral"))
     assert found.verdict is Verdict.NOT_RUN
     assert found.reason == "no logit lens of neutral tokens at the last layers"
+    tables = planted.lens(-1.0, 0.0)
+    late = (tables["toxicity_lens"]["layer"] == 7) & (tables["toxicity_lens"]["group"] == "neutral")
+    tables["toxicity_lens"].loc[late, "log_ratio"] = nan
+    assert row(29, tables).reason == "no logit lens of neutral tokens at the last layers"
 
 
 # Row 26.
@@ -495,7 +572,16 @@ def test_row_27(share: float, permuted: float, verdict: Verdict) -> None:
     found = row(27, planted.decomposition(share, permuted))
     assert found.verdict is verdict
     assert (found.measured, found.null) == (share, permuted)
-    assert (found.site, found.position_kind, found.n) == ("resid_mid.7", "last_prompt", 200)
+    assert (found.site, found.position_kind, found.n) == ("resid_mid.7", "response", 200)
+    assert f"{share / 2:z.2f} at last_prompt" in found.reason
+
+
+def test_row_27_is_judged_where_its_neurons_are_counted_or_says_so() -> None:
+    tables = planted.decomposition(0.7, 0.1)
+    assert "counted at" not in row(27, tables).reason
+    found = row(27, without(tables, "toxicity_decomposition", position_kind="response"))
+    assert (found.position_kind, found.measured) == ("last_prompt", 0.35)
+    assert "neurons are counted at response" in found.reason
 
 
 def test_row_27_names_the_other_terms_and_how_many_neurons_it_takes() -> None:
@@ -522,9 +608,10 @@ def test_row_27_names_the_other_terms_and_how_many_neurons_it_takes() -> None:
         (0.9, 0.02, 0.05, 1.1 * 23.34, REPLICATED),
         (1.0, 0.95, 0.05, 23.3, TRIVIAL),
         (1.0, 0.02, 1.2, 23.3, TRIVIAL),
+        (1.0, 0.02, 0.05, 26.0, PARTIAL),
         (1.0, 0.02, 0.05, 37.33, PARTIAL),
         (0.5, 0.02, 0.05, 23.3, PARTIAL),
-        (0.5, 0.02, 0.45, 23.3, FAILED),
+        (0.5, 0.02, 0.48, 23.3, FAILED),
         (0.02, 0.0, 0.0, 23.3, FAILED),
         (-0.5, -0.6, -0.7, 23.3, FAILED),
     ],
@@ -541,7 +628,7 @@ def test_row_28(
     assert found.ci is not None
     assert found.ci[0] < value(found) < found.ci[1]
     assert "by a later study 37.33" in found.reason
-    assert ("more than 1.1 times" in found.reason) == (perplexity > 30)
+    assert ("more than 1.1 times" in found.reason) == (perplexity > 25.9)
 
 
 def test_row_28_is_not_trivial_where_the_control_breaks_the_text() -> None:
@@ -557,6 +644,13 @@ def test_row_28_says_if_the_base_rises_as_much(rise: float, said: bool) -> None:
     assert ("nothing of DPO in particular was undone" in found.reason) is said
 
 
+def test_row_28_does_not_say_so_of_a_rise_that_may_be_noise() -> None:
+    # 0.15 is within the rise of the policy, 0.25 ± 0.13, and no rise beyond its own error.
+    found = row(28, planted.unalign(1.0, base_rise=0.15, half=0.09))
+    assert "on the base +0.150" in found.reason
+    assert "nothing of DPO in particular" not in found.reason
+
+
 def test_row_28_reads_the_paired_change_where_it_is_of_the_same_texts() -> None:
     # Unpaired, base and policy are 0.05 ± 0.057 apart; paired, 0.05 ± 0.02.
     small = {"base": 0.25, "policy": 0.2, "half": 0.04}
@@ -566,6 +660,44 @@ def test_row_28_reads_the_paired_change_where_it_is_of_the_same_texts() -> None:
     assert row(28, {**tables, **paired}).verdict is REPLICATED
     other_texts = planted.interventions(base=0.25, policy=0.1)
     assert row(28, {**tables, **other_texts}).verdict is Verdict.UNTESTABLE
+
+
+def test_row_28_reads_changes_that_are_paired_by_prompt() -> None:
+    # Scores alone are ± 0.3 here, and changes ± 0.01.
+    tables = planted.unalign(1.0) | planted.interventions()
+    table = tables["toxicity_unalign"]
+    table["low"], table["high"] = table["attribute_score"] - 0.3, table["attribute_score"] + 0.3
+    found = row(28, tables)
+    assert found.verdict is REPLICATED
+    assert found.ci is not None
+    assert found.ci[0] > 0.85
+    tables["toxicity_unalign"] = table.drop(columns=["change_low", "change_high"])
+    assert row(28, tables).reason == (
+        "toxicity_unalign has no column change_low, change_high: run the toxicity study anew"
+    )
+
+
+def test_row_28_does_not_replicate_what_is_not_apart_from_a_control() -> None:
+    # Shares 0.95 ± 0.12 against 0.88, which misses 0.9 itself.
+    close = planted.unalign(0.95, most_active=0.88, half=0.02)
+    assert row(28, close).verdict is FAILED
+    # A control that breaks the text is no rival, but it is the largest that PARTIAL must exceed.
+    broken = planted.unalign(0.95, most_active=0.88, half=0.02, control_perplexity=60.0)
+    assert row(28, broken).verdict is REPLICATED
+
+
+def test_no_reason_has_a_negative_zero() -> None:
+    tables = planted.unalign(1.0, base_rise=-1e-5, random=-1e-5) | planted.interventions()
+    found = row(28, tables)
+    assert "on the base +0.000" in found.reason
+    assert "random 0.00" in found.reason
+    equal = planted.unalign(1.0, policy=0.45) | planted.interventions(policy=0.45, half=0.0)
+    assert "-0" not in ledger_markdown([row(28, equal)]).split("|")[4]
+    still = planted.interventions(tuned={"random_weights": 0.45 - 1e-5}, half=1e-5)
+    assert (
+        "after the random change +0.000 [+0.000, +0.000]"
+        in row(24, planted.weights(0.995) | still).reason
+    )
 
 
 def test_row_28_without_a_gap_has_nothing_to_undo() -> None:
@@ -605,10 +737,13 @@ def test_row_28_without_control_groups_is_not_run() -> None:
         (0.15, 0.01, 0.02, REPLICATED),
         (0.2, 0.01, 0.1, PARTIAL),  # small, and perhaps not
         (0.4, 0.01, 0.02, PARTIAL),
-        (0.7, 0.01, 0.02, FAILED),
+        (0.55, 0.01, 0.02, FAILED),
         (0.15, 0.2, 0.02, TRIVIAL),
-        (0.01, 0.0, 0.02, TRIVIAL),
-        (-0.1, 0.0, 0.02, TRIVIAL),
+        (0.15, 0.125, 0.02, TRIVIAL),  # above their mean, and not above their range
+        (0.01, -0.2, 0.02, TRIVIAL),  # above theirs, and not above 0
+        (0.0, -0.2, 0.02, FAILED),
+        (-0.1, -0.2, 0.02, FAILED),
+        (-0.1, 0.0, 0.02, FAILED),
         (0.4, 0.45, 0.02, FAILED),
     ],
 )
@@ -620,7 +755,33 @@ def test_row_30(share: float, random: float, half: float, verdict: Verdict) -> N
     assert "direct effect 0.60, share of KL 0.70, first 7 0.55, all neurons of the model 0.80" in (
         found.reason
     )
-    assert ("no more than random" in found.reason) == (share - half <= random)
+    special = share - half > max(0, random + 0.01)
+    assert ("no more than random neurons may" in found.reason) == (not special)
+    assert ("nothing, or lead away" in found.reason) == (share <= 0)
+    assert f"12 random groups reach {random + 0.01:z.2g}" in found.reason
+    assert "DPO moves the projection by -1.000 [-1.100, -0.900]" in found.reason
+
+
+@pytest.mark.parametrize("whole", [-0.05, 0.0, 1.0])
+def test_row_30_where_tuning_did_not_lower_the_projection(whole: float) -> None:
+    tables = planted.patching(0.15, 0.01, whole=whole)
+    if whole == 0:
+        tables["toxicity_patching"][["share", "low", "high"]] = nan
+    found = row(30, tables)
+    assert found.verdict is Verdict.UNTESTABLE
+    assert found.reason == "DPO did not lower the projection on the probe: nothing to explain"
+    assert (found.measured, found.null) == (whole, None)
+
+
+def test_row_30_needs_many_random_groups() -> None:
+    few = row(30, planted.patching(0.15, 0.01, draws=3))
+    assert few.verdict is Verdict.NOT_RUN
+    assert few.reason.startswith("3 random groups of 128 neurons were measured, at least 10")
+    tables = planted.patching(0.15, 0.01)
+    tables["toxicity_patching"] = tables["toxicity_patching"].drop(columns=["draws", "whole"])
+    assert row(30, tables).reason == (
+        "toxicity_patching has no column draws, whole: run the toxicity study anew"
+    )
 
 
 def test_row_30_needs_as_many_random_neurons() -> None:
@@ -681,10 +842,10 @@ def around(middle: float, half: float) -> Interval:
 
 @settings(deadline=None, max_examples=100)
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(0, 0.5), st.floats(0, 0.5))
-def test_nothing_that_falls_no_more_than_its_control_is_replicated(
-    effect: float, control: float, half: float, control_half: float
+def test_nothing_that_falls_no_further_than_random_groups_is_replicated(
+    effect: float, control: float, half: float, reach: float
 ) -> None:
-    found = fall(around(effect, half), around(control, control_half))
+    found = fall(around(effect, half), around(control, reach))
     verdict = decide(
         Measurement(
             measured=effect,
@@ -695,12 +856,108 @@ def test_nothing_that_falls_no_more_than_its_control_is_replicated(
             right_sign=found.right_sign,
         )
     )
-    if effect + half >= 0:
-        assert verdict is FAILED
-    if control <= effect + half:
-        assert verdict is not REPLICATED
-    if control + control_half >= 0:
-        assert verdict is not TRIVIAL
+    expected = FAILED
+    if effect + half < 0:
+        expected = TRIVIAL if effect >= control - reach else PARTIAL
+        expected = REPLICATED if effect + half < control - reach else expected
+    assert verdict is expected
+
+
+# What chance gives: random groups replicate in no more than about one case of twenty.
+
+
+def share_of(
+    wanted: tuple[Verdict, ...],
+    number: int,
+    tables: Callable[[np.random.Generator], Tables],
+    trials: int = 60,
+) -> float:
+    """Share of studies of random groups that get these verdicts."""
+    rng = np.random.default_rng(number)
+    measure = next(claim.measure for claim in LEE_CLAIMS if claim.id == number)
+    return float(np.mean([decide(measure(tables(rng))) in wanted for _ in range(trials)]))
+
+
+def replicated(
+    number: int, tables: Callable[[np.random.Generator], Tables], trials: int = 60
+) -> float:
+    return share_of((REPLICATED,), number, tables, trials)
+
+
+@pytest.mark.parametrize("drift", [0.0, -0.05, -0.5])
+def test_random_neurons_seldom_replicate_row_25(drift: float) -> None:
+    # Heavy tails, layers that move as one, and neurons that fall as a whole.
+    table = planted.activations(0.0, 0.0)["toxicity_activations"]
+
+    def tables(rng: np.random.Generator) -> Tables:
+        layers = 0.3 * rng.standard_normal(8)[table["layer"]]
+        table["change"] = 0.1 * (drift + layers + rng.standard_t(3, len(table)))
+        table["mean_base"] = rng.standard_normal(len(table)) / 10
+        return {"toxicity_activations": table}
+
+    assert replicated(25, tables) <= 0.05
+
+
+@pytest.mark.parametrize("drift", [0.0, -0.5])
+def test_random_tokens_seldom_replicate_row_29(drift: float) -> None:
+    # Groups differ by 0.1, prompts leave an error of 0.03.
+    def tables(rng: np.random.Generator) -> Tables:
+        groups = drift + 0.1 * rng.standard_normal(21)
+        low, high = groups[1:].min(), groups[1:].max()
+        table = planted.lens(groups[0] + 0.03 * rng.standard_normal(), 0.0, half=0.06)
+        rows = table["toxicity_lens"]
+        neutral = rows["group"] == "neutral"
+        rows.loc[neutral, ["log_ratio", "low", "high"]] = (low + high) / 2, low, high
+        return table
+
+    assert replicated(29, tables) <= 0.05
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.1])
+def test_random_neurons_seldom_replicate_row_30(mean: float) -> None:
+    # Shares of groups differ by 0.03, prompts leave an error of 0.01.
+    def tables(rng: np.random.Generator) -> Tables:
+        groups = mean + 0.03 * rng.standard_normal(13)
+        reach = groups[1:].max() - groups[1:].mean()
+        share = groups[0] + 0.01 * rng.standard_normal()
+        return planted.patching(share, groups[1:].mean(), half=0.02, reach=reach)
+
+    assert replicated(30, tables) <= 0.05
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.9])
+def test_random_neurons_seldom_replicate_row_28(mean: float) -> None:
+    # Shares of groups differ by 0.1, and prompts leave an error of 0.08.
+    def tables(rng: np.random.Generator) -> Tables:
+        share, random, active = mean + 0.13 * rng.standard_normal(3)
+        return planted.unalign(
+            share, random=random, most_active=active, half=0.04, scales=(1.0, 10.0)
+        )
+
+    assert replicated(28, tables, 20) <= 0.05
+
+
+def test_random_vectors_seldom_replicate_row_22() -> None:
+    # At this perplexity everything scores about as the bound.
+    def tables(rng: np.random.Generator) -> Tables:
+        names = [*SUBTRACTED, *CONTROLS]
+        scores = dict(zip(names, 0.29 + 0.02 * rng.standard_normal(6), strict=True))
+        return planted.interventions(
+            subtracted={name: scores[name] for name in SUBTRACTED},
+            controls={name: scores[name] for name in CONTROLS},
+        )
+
+    assert replicated(22, tables, 20) <= 0.05
+
+
+def test_probes_of_shuffled_labels_seldom_exceed_their_own_range_in_row_20() -> None:
+    def tables(rng: np.random.Generator) -> Tables:
+        table = planted.probe(0.5 + 0.05 * rng.standard_normal(), half=0.1)
+        rows = table["toxicity_probe"]
+        rows.loc[rows["control"] == "shuffled_labels", "high"] = 0.6
+        return table
+
+    assert share_of((REPLICATED, PARTIAL, TRIVIAL), 20, tables) <= 0.05
 
 
 # All of them.
@@ -737,7 +994,11 @@ def test_the_ledger_of_a_study_can_be_rendered(results: dict[int, ClaimResult]) 
 
 def test_the_order_of_rows_does_not_matter(results: dict[int, ClaimResult]) -> None:
     shuffled = judged(
-        {name: table.sample(frac=1, random_state=3) for name, table in planted.study().items()}
+        {
+            # Partners stand in the same order.
+            name: table if name == "toxicity_activations" else table.sample(frac=1, random_state=3)
+            for name, table in planted.study().items()
+        }
     )
     for number, found in shuffled.items():
         assert found.verdict is REPLICATED
