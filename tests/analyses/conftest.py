@@ -31,8 +31,8 @@ SETTINGS = (
     "sweep.invert=[0.0, 0.5, 1.0]",
     "sweep.draws=20",
     "toxicity.labels=sampled",
-    "toxicity.label_texts=300",
-    "toxicity.label_margin=0.02",
+    "toxicity.label_texts=400",
+    "toxicity.label_margin=0.05",
     "toxicity.prompt_limit=8",
     "toxicity.windows=6",
     "toxicity.window_tokens=32",
@@ -47,9 +47,9 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="session")
-def run_directory(stories260k: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run on a pretrained model of 260k parameters."""
+def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on the model inside the package."""
     folder = tmp_path_factory.mktemp("run") / "tales"
-    arguments = ["reproduce", "--base", str(stories260k), "--out", str(folder), "--quiet"]
+    arguments = ["reproduce", "--out", str(folder), "--quiet"]
     assert main([*arguments, "--no-images", "--set", *SETTINGS]) == 0
     return folder

@@ -27,6 +27,7 @@ from dsteer_tl.preferences.suites import SUITES
 from dsteer_tl.steering.interventions import POSITIONS
 from dsteer_tl.steering.vectors import VECTORS
 from dsteer_tl.vector_formats import FORMATS
+from tests import runs
 from tests.models import policy_of
 
 PAGES = Path(__file__).resolve().parents[2] / "docs"
@@ -89,8 +90,8 @@ def test_every_row_of_the_ledger_is_described() -> None:
     assert all(f"| {verdict.value} |" in text for verdict in Verdict)
 
 
-def test_every_metric_and_column_of_a_run_is_described(run_directory: Path) -> None:
-    run = RunDirectory.open(run_directory)
+def test_every_metric_and_column_of_a_run_is_described(stories260k: Path) -> None:
+    run = RunDirectory.open(runs.pair_run(stories260k))
     metrics = run.table("sweep_metrics")
     assert set(metrics["metric"]) <= code_names(page("behavior"))
     columns = page("run-directory")

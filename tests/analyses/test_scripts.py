@@ -119,12 +119,12 @@ def test_script_without_a_run_says_which_folder(
 
 def test_your_own_pair_steers_both_ways(
     run_directory: Path,
-    stories260k: Path,
+    repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    arguments = [str(stories260k), str(run_directory / "policy")]
+    arguments = [str(repository / "dsteer_tl/assets/tales-base"), str(run_directory / "policy")]
     found = run_script("your_own_pair", arguments, monkeypatch, tmp_path)
     assert capsys.readouterr().out == ""
     assert list(found["continuations"].index) == [
@@ -163,13 +163,17 @@ def test_the_gap_from_policy_to_base_stands_beside_what_inversion_leaves(
 
 def test_sweep_your_own_vector_plans_first_and_keeps_its_batches(
     run_directory: Path,
-    stories260k: Path,
+    repository: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "swept"
-    arguments = [str(stories260k), str(run_directory / "policy"), str(folder)]
+    arguments = [
+        str(repository / "dsteer_tl/assets/tales-base"),
+        str(run_directory / "policy"),
+        str(folder),
+    ]
     found = run_script("sweep_your_own_vector", arguments, monkeypatch, tmp_path)
     assert capsys.readouterr().out == ""
     completions = found["completions"]

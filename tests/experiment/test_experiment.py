@@ -132,7 +132,8 @@ def test_the_manifest_explains_the_run(stories260k: Path) -> None:
     for entry in manifest["stages"].values():
         for name, digest in entry["outputs"].items():
             assert hash_file(folder / name) == digest
-    assert manifest["seeds"] == {"preferences": 0, "sampling": 0, "training": 0, "measurement": 0}
+    names = ("preferences", "sampling", "training", "measurement", "toxicity")
+    assert manifest["seeds"] == dict.fromkeys(names, 0)
     assert manifest["versions"]["torch"]
     assert manifest["hardware"]["cpu_cores"] >= 1
     names = {item["name"]: item["passed"] for item in manifest["preflight"]}
