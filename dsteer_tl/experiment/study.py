@@ -95,7 +95,7 @@ _STAGES: Mapping[str, _Stage] = {
     "lens": _Stage(
         build=StudyStages.lens,
         tables=("toxicity_lens",),
-        reads=("scorer", *_COUNTING),
+        reads=("scorer", "target_words", *_COUNTING),
         after=("texts",),
     ),
     "interventions": _Stage(

@@ -172,12 +172,13 @@ class StudyStages:
     def lens(self) -> dict[str, pd.DataFrame]:
         """The logit lens of the attribute's words, layer by layer (Figure 1)."""
         pair, settings = self.inputs.pair, self.settings
+        chosen = frozenset(word.casefold() for word in settings.target_words)
         table = target_lens_table(
             pair.base,
             pair.policy,
             pair.tokenizer,
             self.texts,
-            self.scorer.words(),
+            chosen or self.scorer.words(),
             token_budget=settings.token_budget,
             draws=settings.draws,
             seed=settings.seed,

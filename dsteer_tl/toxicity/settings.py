@@ -42,6 +42,8 @@ class ToxicityConfiguration:
         scales: Factors of their key vectors.
         single_vectors: How many of the closest value vectors are subtracted one by one.
         singular_vectors: How many left singular vectors of them are subtracted.
+        target_words: Words whose tokens the logit lens follows; empty for all that the scorer
+            lists. The paper follows one (Fig. 1).
         max_new_tokens: Tokens of a continuation (the paper: 20).
         temperature: Softmax temperature of continuations; 0 is greedy, as in the paper.
         shuffled_pairs: Train a control on the same pairs with chosen and rejected swapped at
@@ -69,6 +71,7 @@ class ToxicityConfiguration:
     scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 7.0, 10.0)
     single_vectors: int = 1
     singular_vectors: int = 2
+    target_words: tuple[str, ...] = ()
     max_new_tokens: int = 20
     temperature: float = 0.0
     shuffled_pairs: bool = False

@@ -134,6 +134,7 @@ def test_a_finished_study_is_not_run_again(tales: Path, capsys: pytest.CaptureFi
     [
         ("toxicity.scales=[1.0, 3.0]", {"unalign"}),
         ("toxicity.singular_vectors=1", {"interventions"}),
+        ("toxicity.target_words=[Sad, hurt]", {"lens"}),
         ("toxicity.attribute=sad", {"probe"}),
         ("toxicity.label_texts=80", {"labelled", "probe", "value_vectors", "changes"}
          | {"interventions", "unalign", "patching"}),
@@ -143,6 +144,9 @@ def test_only_what_depends_on_a_setting_runs_again(
     copy: Path, setting: str, again: set[str]
 ) -> None:
     assert ran(copy, setting) == again
+    if again == {"lens"}:  # with and without a space before the word, where both are tokens
+        lens = table(copy, "toxicity_lens")
+        assert 2 <= lens["tokens"].max() <= 4
 
 
 def ran(folder: Path, *settings: str) -> set[str]:
