@@ -123,7 +123,7 @@ def _over_prompts(tables: Tables, size: float) -> str:
     rows = at(changes, texts="off_policy", group="attribute") if len(changes) else changes
     if not len(rows):
         return ""
-    low, high = (value_at(rows, end) / size for end in _LOG_RATIO[1:])
+    low, high = (value_at(rows, end) / size for end in ("prompt_low", "prompt_high"))
     return f"of these neurons over prompts [{low:+z.2f}, {high:+z.2f}]"
 
 

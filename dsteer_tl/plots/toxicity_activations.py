@@ -36,8 +36,8 @@ def toxicity_activations(activations: pd.DataFrame, activation_changes: pd.DataF
 
     Args:
         activations: Table `toxicity_activations`, a row per neuron.
-        activation_changes: Table `toxicity_activation_changes`: paired means over prompts with
-            95 % intervals.
+        activation_changes: Table `toxicity_activation_changes`: means of paired changes with
+            95 % intervals over neurons.
 
     Raises:
         ShapeError: A table lacks columns or rows.
@@ -64,7 +64,7 @@ def toxicity_activations(activations: pd.DataFrame, activation_changes: pd.DataF
         len(texts),
         titles=[
             *(f"{_TEXTS.get(kind, words(kind))}<br>{neurons}" for kind in texts),
-            "mean change of all neurons, paired by prompt",
+            "mean change of the neurons",
         ],
         height=52 + 46 + clouds + forest + 66,
         left=74,
@@ -152,7 +152,7 @@ def _add_forest(figure: go.Figure, changes: pd.DataFrame, lines: list[tuple[str,
     prompts = counted(floats(changes, "prompts"), "prompts")
     figure.update_xaxes(
         range=[left, right + 0.16 * (right - left)],
-        title_text=f"policy − base, 95 % CI, {prompts}",
+        title_text=f"policy − base, 95 % CI over neurons, {prompts}",
         row=2,
         col=1,
     )

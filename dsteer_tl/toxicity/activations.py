@@ -192,28 +192,35 @@ def change_table(
 ) -> pd.DataFrame:
     """The row of a group in ``toxicity_activation_changes``.
 
-    ``change`` is the mean over prompts and neurons of sign·(m_policy − m_base), paired by prompt,
-    with a bootstrap over prompts; ``relative`` is ``change`` over |``mean_base``|; and
-    ``share_falling`` is the share of neurons whose own mean change is below zero. The interval is
-    of these neurons: whether others would have changed as much is what the matched group says.
+    ``change`` is the mean over prompts and neurons of sign·(m_policy − m_base), paired by prompt.
+    ``low`` and ``high`` bound a bootstrap over neurons: which of them are in the group is what may
+    vary. ``prompt_low`` and ``prompt_high`` bound one over prompts, of these very neurons, and say
+    nothing of others. ``relative`` is ``change`` over the neurons' mean |m_base|, for means of both
+    signs cancel; ``share_falling`` is the share of neurons whose own mean change is below zero.
 
     Raises:
         ShapeError: The arrays do not belong together, or hold fewer than two prompts.
     """
     _check_paired(neurons, base, policy)
     change = policy - base
-    interval = bootstrap_mean(change.mean(axis=1), draws=draws, seed=seed)
-    mean_base = float(base.mean())
+    over_prompts = bootstrap_mean(change.mean(axis=1), draws=draws, seed=seed)
+    low = high = float("nan")
+    if len(neurons) > 1:
+        over_neurons = bootstrap_mean(change.mean(axis=0), draws=draws, seed=seed)
+        low, high = over_neurons.low, over_neurons.high
+    size = float(np.abs(base.mean(axis=0)).mean())
     return pd.DataFrame(
         [
             {
                 "group": neurons.group,
                 "texts": texts,
-                "mean_base": mean_base,
-                "change": interval.value,
-                "low": interval.low,
-                "high": interval.high,
-                "relative": interval.value / abs(mean_base) if mean_base else float("nan"),
+                "mean_base": float(base.mean()),
+                "change": over_prompts.value,
+                "low": low,
+                "high": high,
+                "prompt_low": over_prompts.low,
+                "prompt_high": over_prompts.high,
+                "relative": over_prompts.value / size if size else float("nan"),
                 "share_falling": float(np.mean(change.mean(axis=0) < 0)),
                 "prompts": len(change),
                 "neurons": len(neurons),

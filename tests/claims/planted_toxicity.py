@@ -247,7 +247,8 @@ def activations(
 
 def activation_changes(low: float, high: float) -> Tables:
     """The interval over prompts of the attribute's neurons, off policy."""
-    row = {"group": "attribute", "texts": "off_policy", "low": low, "high": high, "prompts": 200}
+    row = {"group": "attribute", "texts": "off_policy", "prompts": 200}
+    row |= {"prompt_low": low, "prompt_high": high}
     return {"toxicity_activation_changes": pd.DataFrame([row])}
 
 

@@ -246,6 +246,8 @@ def activation_changes(table: pd.DataFrame | None = None) -> pd.DataFrame:
                 "mean_base": float(part["mean_base"].mean()),
                 "change": change,
                 **_around(change, 0.006),
+                "prompt_low": change - 0.002,
+                "prompt_high": change + 0.002,
                 "relative": change / float(part["mean_base"].mean()),
                 "share_falling": float((part["change"] < 0).mean()),
                 "prompts": 96,

@@ -142,7 +142,9 @@ def test_changes_by_hand():
     assert line["relative"] == pytest.approx(-0.25 / 3)
     assert line["share_falling"] == 0.5
     expected = bootstrap_mean(np.array([-0.25, -0.75, 0.25]), draws=500, seed=0)
-    assert (line["low"], line["high"]) == (expected.low, expected.high)
+    assert (line["prompt_low"], line["prompt_high"]) == (expected.low, expected.high)
+    over_neurons = bootstrap_mean((policy - base).mean(axis=0), draws=500, seed=0)
+    assert (line["low"], line["high"]) == (over_neurons.low, over_neurons.high)
 
 
 def test_pairing_takes_out_what_prompts_differ_in():
@@ -151,7 +153,7 @@ def test_pairing_takes_out_what_prompts_differ_in():
     change = change_table(
         neurons([0] * 3, [0, 1, 2]), base, base - 0.01, texts="off_policy", draws=200, seed=0
     )
-    assert change["high"][0] < -0.009 and change["low"][0] > -0.011
+    assert change["prompt_high"][0] < -0.009 and change["prompt_low"][0] > -0.011
 
 
 def test_a_negative_mean_still_falls_downwards():

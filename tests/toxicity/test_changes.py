@@ -22,7 +22,8 @@ from tests.toxicity.plain_components import (
 COLUMNS = {
     "toxicity_activations": "group texts layer neuron sign mean_base mean_policy change",
     "toxicity_activation_changes": (
-        "group texts mean_base change low high relative share_falling prompts neurons"
+        "group texts mean_base change low high prompt_low prompt_high relative share_falling "
+        "prompts neurons"
     ),
     "toxicity_offsets": (
         "place layer position_kind control cosine low high norm relative_norm rows prompts"
