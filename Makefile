@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OUT ?= runs/tales
 ARGS ?=
 # Processes of the test suite, each with one thread; a process takes about 2 GB.
-WORKERS ?= auto
+WORKERS ?= logical
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
