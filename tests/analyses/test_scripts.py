@@ -195,3 +195,22 @@ def test_sweep_your_own_vector_plans_first_and_keeps_its_batches(
     again = run_script("sweep_your_own_vector", arguments, monkeypatch, tmp_path)
     pd.testing.assert_frame_equal(again["completions"], completions)
     assert {path: path.stat().st_mtime_ns for path in parts} == parts
+
+
+def test_the_notebook_example_of_the_study_runs_when_pasted(
+    run_directory: Path,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = (repository / "docs" / "toxicity.md").read_text("utf-8")
+    code = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tales").symlink_to(run_directory)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(compile(code, "docs/toxicity.md", "exec"), found)
+    shown = capsys.readouterr().out
+    assert "promoted" in shown and "The old king said" in shown
+    assert len(found["near"]) == 128
