@@ -15,15 +15,12 @@ from torch import Tensor
 from dsteer_tl.errors import HookError, PairError, ShapeError
 from dsteer_tl.lens_model import LensModel, load_lens_model
 from dsteer_tl.toxicity.neuron_edits import all_neurons
-from dsteer_tl.toxicity.patching import (
+from dsteer_tl.toxicity.patching import KL_DRAWS, RANDOM_DRAWS, measure_patching, patching_sums
+from dsteer_tl.toxicity.patching_shares import (
     EFFECTS,
-    KL_DRAWS,
-    RANDOM_DRAWS,
     STATISTICS,
     Patch,
     PatchingSums,
-    measure_patching,
-    patching_sums,
     share_table,
 )
 from dsteer_tl.toxicity.settings import ToxicityConfiguration
