@@ -112,33 +112,13 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Toxicity:
+class Toxicity(Reproduce):
     """Run the case study of Lee et al. 2024: probe, value vectors, what changed, un-align."""
 
     directory: tyro.conf.Positional[Path | None] = None
     """A run whose settings and policy are used; without it, one is made from the preset."""
-    preset: str = "tales"
-    """Settings to start from; `dsteer presets` lists them."""
-    config: Path | None = None
-    """A YAML file over the preset."""
-    out: Path | None = None
-    """Run directory; default runs/<preset>."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
     """Single settings over the file, as in --set toxicity.scorer=lexicon toxicity.vectors=64."""
-    base: str | None = None
-    """Base model: directory, hub id, or `tales`."""
-    policy: str | None = None
-    """Policy: directory or hub id; without it the policy is trained."""
-    preferences: tuple[str, ...] = ()
-    """Preference files or hub ids instead of the preset's."""
-    require_images: bool = False
-    """Fail if PNG images cannot be made."""
-    images: bool = True
-    """Make PNG images where kaleido and a browser are there."""
-    print_config: bool = False
-    """Print the resolved settings as YAML and stop."""
-    quiet: bool = False
-    """No progress bars."""
 
 
 @dataclass(frozen=True, kw_only=True)
