@@ -14,12 +14,11 @@ from dsteer_tl.experiment.suites import suite_path
 from dsteer_tl.files import hash_file
 from dsteer_tl.lens_model import LensModel
 from dsteer_tl.preferences import PreferenceSet
-from dsteer_tl.sites import resid_post
 from dsteer_tl.toxicity.attribute import get_attribute_scorer
 from dsteer_tl.toxicity.continuation_pairs import continuation_pairs
 from dsteer_tl.toxicity.labelled_texts import load_labelled_texts
 from dsteer_tl.toxicity.linear_probe import LinearProbe
-from dsteer_tl.toxicity.probe import fit_probe, text_features
+from dsteer_tl.toxicity.probe import fit_text_probe
 from dsteer_tl.toxicity.settings import PAIRS, SAMPLED
 from dsteer_tl.toxicity.windows import load_text
 
@@ -77,14 +76,4 @@ def _probe(
             "preferences.continuations.rejected=selected"
         )
     texts = load_labelled_texts(name, path, limit=study.label_texts, seed=study.seed)
-    site = resid_post(base.n_layers - 1)
-    features = text_features(
-        base,
-        tokenizer,
-        [item.text for item in texts],
-        site,
-        token_budget=study.token_budget,
-        progress=progress,
-    )
-    share, seed = study.held_out_share, study.seed
-    return fit_probe(features, texts, site=site, held_out_share=share, seed=seed).probe
+    return fit_text_probe(base, tokenizer, texts, study, progress=progress).probe

@@ -11,7 +11,9 @@ from dsteer_tl.capture import ShiftSet
 from dsteer_tl.experiment.configuration import ExperimentConfiguration
 from dsteer_tl.experiment.probing import build_probes
 from dsteer_tl.experiment.run_directory import RunDirectory
-from dsteer_tl.lens_model import LoadOptions
+from dsteer_tl.lens_model import LensModel, LoadOptions
+from dsteer_tl.lens_model.adapter import is_adapter
+from dsteer_tl.null_models import random_weights_model
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
 from dsteer_tl.preferences import PreferenceSet
@@ -72,6 +74,19 @@ class LoadedRun:
             logger.info("base and policy differ in %s: %s", item.name, item.detail)
         self.directory.describe({"preflight": [asdict(item) for item in pair.preflight.items]})
         return pair
+
+    def random_weights(self, seed: int) -> LensModel | None:
+        """The base with random weight changes of the policy's size; None for an adapter."""
+        if is_adapter(self.policy_source):
+            return None
+        return random_weights_model(
+            self.configuration.base,
+            self.policy_source,
+            seed=seed,
+            backend=self.configuration.model.backend,
+            options=self.options,
+            policy_options=self.policy_options,
+        )
 
     @cached_property
     def preferences(self) -> PreferenceSet | None:

@@ -28,9 +28,7 @@ from dsteer_tl.experiment.sweep_inputs import SweepInputs
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES, describe_sweeps, run_sweeps
 from dsteer_tl.files import hash_file, replacing
 from dsteer_tl.lens_model import LensModel
-from dsteer_tl.lens_model.adapter import is_adapter
 from dsteer_tl.measurements import GRADIENT_TABLES, PAIR_TABLES, TABLES, MeasurementInputs
-from dsteer_tl.null_models import random_weights_model
 from dsteer_tl.preferences import encode_pair, load_prompts
 from dsteer_tl.training import train_dpo
 
@@ -228,15 +226,8 @@ class Experiment(LoadedRun):
         settings = self.configuration.measurement
         pair = self.pair  # refused here, with a reason, if the two models are no pair
         controls: dict[str, LensModel] = {}
-        if settings.random_weights and not is_adapter(self.policy_source):
-            controls["random_weights"] = random_weights_model(
-                self.configuration.base,
-                self.policy_source,
-                seed=settings.seed,
-                backend=self.configuration.model.backend,
-                options=self.options,
-                policy_options=self.policy_options,
-            )
+        if settings.random_weights and (control := self.random_weights(settings.seed)) is not None:
+            controls["random_weights"] = control
         folder = self.directory / "capture"
         capture_shifts(
             pair,

@@ -12,8 +12,6 @@ from dsteer_tl.errors import PairError
 from dsteer_tl.experiment.loaded_run import LoadedRun
 from dsteer_tl.experiment.run_directory import RunDirectory
 from dsteer_tl.lens_model import Backend, LensModel, LoadOptions
-from dsteer_tl.lens_model.adapter import is_adapter
-from dsteer_tl.null_models import random_weights_model
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.preferences import PreferenceSet, load_prompts
 from dsteer_tl.toxicity.settings import ToxicityConfiguration
@@ -33,6 +31,7 @@ class StudyInputs:
         options: How the base is loaded.
         policy_options: How the policy is loaded.
         load_pair: Loads base and policy, if anything has to run.
+        load_random_weights: Loads their null model, or None for an adapter.
         preferences: The pairs of the run with their split, or None where there are prompts alone.
         prompts: Prompts of the measured pairs, or of the run's file, each once.
         training: How the policy was trained, or None where it was given.
@@ -48,6 +47,7 @@ class StudyInputs:
     options: LoadOptions
     policy_options: LoadOptions
     load_pair: Callable[[], ModelPair]
+    load_random_weights: Callable[[], LensModel | None]
     preferences: PreferenceSet | None
     prompts: tuple[str, ...]
     training: TrainingConfiguration | None
@@ -76,6 +76,7 @@ class StudyInputs:
             options=run.options,
             policy_options=run.policy_options,
             load_pair=lambda: run.pair,
+            load_random_weights=lambda: run.random_weights(settings.toxicity.seed),
             preferences=run.preferences,
             prompts=tuple(dict.fromkeys(prompts)),
             training=None if settings.policy else settings.training,
@@ -101,16 +102,7 @@ class StudyInputs:
     @cached_property
     def random_weights(self) -> LensModel | None:
         """The base with random weight changes of the policy's size; None for an adapter."""
-        if is_adapter(self.policy):
-            return None
-        return random_weights_model(
-            self.base,
-            self.policy,
-            seed=self.configuration.seed,
-            backend=self.backend,
-            options=self.options,
-            policy_options=self.policy_options,
-        )
+        return self.load_random_weights()
 
     @property
     def folder(self) -> Path:

@@ -19,14 +19,13 @@ from dsteer_tl.experiment.study_texts import (
     study_texts,
 )
 from dsteer_tl.lens_model import LensModel
-from dsteer_tl.sites import resid_post
 from dsteer_tl.toxicity.attribute import get_attribute_scorer
 from dsteer_tl.toxicity.changes import measure_changes
 from dsteer_tl.toxicity.interventions import measure_interventions
 from dsteer_tl.toxicity.labelled_texts import read_labelled_texts, save_labelled_texts
 from dsteer_tl.toxicity.linear_probe import LinearProbe
 from dsteer_tl.toxicity.patching import measure_patching
-from dsteer_tl.toxicity.probe import fit_probe, text_features
+from dsteer_tl.toxicity.probe import fit_text_probe
 from dsteer_tl.toxicity.probe_tables import probe_score_table, probe_table
 from dsteer_tl.toxicity.subtracted import subtracted_vectors
 from dsteer_tl.toxicity.target_lens import target_lens_table
@@ -110,23 +109,7 @@ class StudyStages:
         """The probe and its controls (sec. 3.1)."""
         settings, pair = self.settings, self.inputs.pair
         texts = read_labelled_texts(self.folder / "labelled.jsonl")
-        site = resid_post(pair.base.n_layers - 1)
-        features = text_features(
-            pair.base,
-            pair.tokenizer,
-            [item.text for item in texts],
-            site,
-            token_budget=settings.token_budget,
-            progress=self.progress,
-        )
-        found = fit_probe(
-            features,
-            texts,
-            site=site,
-            held_out_share=settings.held_out_share,
-            draws=settings.draws,
-            seed=settings.seed,
-        )
+        found = fit_text_probe(pair.base, pair.tokenizer, texts, settings, progress=self.progress)
         found.probe.save(self.folder / "probe.safetensors")
         found.shuffled.save(self.folder / "shuffled_probe.safetensors")
         return {

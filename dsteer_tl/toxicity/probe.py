@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int
 from dsteer_tl.controls import Interval, bootstrap
 from dsteer_tl.cosines import finite_rows
 from dsteer_tl.errors import ConfigurationError, DataError, ShapeError
+from dsteer_tl.lens_model import LensModel
+from dsteer_tl.sites import resid_post
 from dsteer_tl.toxicity.labelled_texts import group_numbers
 from dsteer_tl.toxicity.linear_probe import LinearProbe
 from dsteer_tl.toxicity.regression import (
@@ -27,8 +29,12 @@ from dsteer_tl.toxicity.regression import (
     linear_direction,
     word_scores,
 )
+from dsteer_tl.toxicity.settings import ToxicityConfiguration
 from dsteer_tl.toxicity.text_features import text_features
 from dsteer_tl.toxicity.types import LabelledText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "Control",
@@ -36,6 +42,7 @@ __all__ = [
     "ProbeFit",
     "ProbeResult",
     "fit_probe",
+    "fit_text_probe",
     "text_features",
 ]
 
@@ -92,6 +99,45 @@ class ProbeFit:
     def result(self, control: Control) -> ProbeResult:
         """The result of one classifier."""
         return next(result for result in self.results if result.control == control)
+
+
+def fit_text_probe(
+    lens: LensModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[LabelledText],
+    settings: ToxicityConfiguration,
+    *,
+    progress: bool = True,
+) -> ProbeFit:
+    """Read texts at the last ``resid_post``, as the paper does, and `fit_probe` on them.
+
+    Args:
+        lens: The base.
+        tokenizer: Its tokenizer.
+        texts: With their labels.
+        settings: Held-out share, draws, seed and tokens a pass.
+        progress: Show a progress bar.
+
+    Raises:
+        DataError: As `text_features` and `fit_probe`.
+    """
+    site = resid_post(lens.n_layers - 1)
+    features = text_features(
+        lens,
+        tokenizer,
+        [item.text for item in texts],
+        site,
+        token_budget=settings.token_budget,
+        progress=progress,
+    )
+    return fit_probe(
+        features,
+        texts,
+        site=site,
+        held_out_share=settings.held_out_share,
+        draws=settings.draws,
+        seed=settings.seed,
+    )
 
 
 def fit_probe(

@@ -232,7 +232,7 @@ def test_an_interrupted_study_continues(
         assert main(arguments(tales, tmp_path)) == 130
     stages = read_json(tmp_path / "manifest.json")["stages"]
     assert "toxicity/lens" in stages and "toxicity/interventions" not in stages
-    for name in ("measure_changes", "fit_probe", "target_lens_table"):
+    for name in ("measure_changes", "fit_text_probe", "target_lens_table"):
         monkeypatch.setattr(module, name, stopped)
     assert main(arguments(tales, tmp_path)) == 0
     check_whole(tmp_path)
