@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.measurements.settings import MeasurementConfiguration
@@ -44,7 +45,7 @@ def check_ranges(found: ExperimentConfiguration) -> None:
             bool(found.measurement.coefficients),
             "measurement.coefficients is empty, expected at least one λ",
         ),
-        *_at_least_one(found.measurement),
+        *_of_the_measurement(found.measurement),
         *_of_the_study(found.toxicity),
     )
     for holds, message in rules:
@@ -54,7 +55,7 @@ def check_ranges(found: ExperimentConfiguration) -> None:
     check_kinds(found.measurement.position_kinds, pairs=not found.preferences.prompts)
 
 
-def _at_least_one(found: MeasurementConfiguration) -> list[tuple[bool, str]]:
+def _of_the_measurement(found: MeasurementConfiguration) -> list[tuple[bool, str]]:
     names = (
         "response_limit",
         "token_budget",
@@ -64,13 +65,7 @@ def _at_least_one(found: MeasurementConfiguration) -> list[tuple[bool, str]]:
         "patching_pairs",
         "components",
     )
-    return [
-        (
-            getattr(found, name) >= 1,
-            f"measurement.{name} is {getattr(found, name)}, expected at least 1",
-        )
-        for name in names
-    ]
+    return _at_least_one(found, "measurement", names)
 
 
 def _of_the_study(found: ToxicityConfiguration) -> list[tuple[bool, str]]:
@@ -86,13 +81,7 @@ def _of_the_study(found: ToxicityConfiguration) -> list[tuple[bool, str]]:
         "draws",
     )
     return [
-        *(
-            (
-                getattr(found, name) >= 1,
-                f"toxicity.{name} is {getattr(found, name)}, expected at least 1",
-            )
-            for name in names
-        ),
+        *_at_least_one(found, "toxicity", names),
         (
             0 < found.held_out_share < 1,
             f"toxicity.held_out_share is {found.held_out_share}, expected between 0 and 1",
@@ -115,4 +104,14 @@ def _of_the_study(found: ToxicityConfiguration) -> list[tuple[bool, str]]:
             found.temperature >= 0,
             f"toxicity.temperature is {found.temperature}, expected 0 (greedy) or more",
         ),
+    ]
+
+
+def _at_least_one(found: Any, section: str, names: Sequence[str]) -> list[tuple[bool, str]]:
+    return [
+        (
+            getattr(found, name) >= 1,
+            f"{section}.{name} is {getattr(found, name)}, expected at least 1",
+        )
+        for name in names
     ]

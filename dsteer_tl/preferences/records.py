@@ -171,8 +171,13 @@ def split_answers(record: Record, *columns: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
 
 
-def truth(record: Record, column: str) -> bool:
+def truth(record: Record, column: str, expected: str = "true or false, 1 or 0") -> bool:
     """Whether a row has something, written as true or false, 1 or 0, in any case.
+
+    Args:
+        record: The row.
+        column: Where it says so.
+        expected: What a message says that the column should hold.
 
     Raises:
         DataError: The column is missing or holds something else.
@@ -182,7 +187,7 @@ def truth(record: Record, column: str) -> bool:
     value = record.values[column]
     written = str(value).strip().casefold()
     if written not in _TRUTHS:
-        raise DataError(f"{record.where}: {column} holds {value!r}; expected true or false, 1 or 0")
+        raise DataError(f"{record.where}: {column} holds {value!r}; expected {expected}")
     return _TRUTHS[written]
 
 

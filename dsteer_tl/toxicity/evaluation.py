@@ -140,14 +140,7 @@ def evaluation_of(
             f"evaluation: found {len(written)} continuations of {prompts} prompts and {windows} "
             "windows, expected one of each prompt, and one of each window or none"
         )
-    decoded = tuple(
-        str(
-            tokenizer.decode(
-                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-        for tokens in written
-    )
+    decoded = tuple(_text(tokenizer, tokens) for tokens in written)
     scores, f1 = np.full(prompts, np.nan), np.full(windows, np.nan)
     if scorer is not None and not scorer.obstacle():
         scores = np.asarray(scorer.score(decoded[:prompts]), dtype=np.float64)
@@ -246,14 +239,13 @@ def continuation_rows(
 
 def start_texts(texts: StudyTexts, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts of what is continued, in the order of `to_continue`, without special tokens."""
-    return [
-        str(
-            tokenizer.decode(
-                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
-        )
-        for tokens in to_continue(texts)[0]
-    ]
+    return [_text(tokenizer, tokens) for tokens in to_continue(texts)[0]]
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    return str(
+        tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    )
 
 
 def _mean(values: np.ndarray, draws: int, seed: int) -> Interval:

@@ -22,6 +22,7 @@ from dsteer_tl.preferences.records import (
     first_text,
     missing_columns,
     read_records,
+    truth,
 )
 from dsteer_tl.preferences.source import load_preferences
 from dsteer_tl.preferences.suites import suite_records
@@ -34,7 +35,7 @@ JIGSAW_HUB = "thesofakillers/jigsaw-toxic-comment-classification-challenge"
 #: From this toxicity on a prompt of RealToxicityPrompts is a toxic one (Gehman et al. 2020).
 TOXIC = 0.5
 
-_TRUTHS = {"1": True, "true": True, "0": False, "false": False}
+_LABELS = "1 or true for a text that has the attribute, 0 or false for one that has it not"
 
 
 def load_labelled_texts(
@@ -140,23 +141,9 @@ def _columns(records: Iterable[Record], text: str, label: str) -> Iterator[Label
         group = record.values.get("group")
         yield LabelledText(
             field_text(record, text),
-            _truth(record, label),
+            truth(record, label, _LABELS),
             None if group in (None, "") else groups.setdefault(str(group), len(groups)),
         )
-
-
-def _truth(record: Record, column: str) -> bool:
-    if column not in record.values:
-        raise DataError(missing_columns(record, [column]))
-    value = record.values[column]
-    written = str(value).strip().casefold()
-    written = {"1.0": "1", "0.0": "0"}.get(written, written)
-    if written not in _TRUTHS:
-        raise DataError(
-            f"{record.where}: {column} holds {value!r}; expected 1 or true for a text that has the "
-            "attribute, 0 or false for one that has it not"
-        )
-    return _TRUTHS[written]
 
 
 def _paradetox(path: str | Path | None) -> Iterator[LabelledText]:
