@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dsteer_tl.attribution import patch_sites
+from dsteer_tl.attribution.layers import patch_sites
 from dsteer_tl.controls import bootstrap_ratio
 from dsteer_tl.measurements.settings import MeasurementConfiguration
 from dsteer_tl.pair import ModelPair

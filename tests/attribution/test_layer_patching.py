@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsteer_tl import attribution
-from dsteer_tl.attribution import PatchingResult, patch_sites
+from dsteer_tl.attribution import layers
+from dsteer_tl.attribution.layers import PatchingResult, patch_sites
 from dsteer_tl.errors import HookError
 from dsteer_tl.lens_model import pad
 from dsteer_tl.measurements import MeasurementConfiguration
@@ -62,9 +62,9 @@ def test_a_random_shift_restores_nothing(found: dict[tuple[str, str], PatchingRe
 
 def test_the_random_shift_is_as_long_as_the_policy_s(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[torch.Tensor] = []
-    original = attribution._replacement
+    original = layers._replacement
     monkeypatch.setattr(
-        attribution, "_replacement", lambda states: written.append(states) or original(states)
+        layers, "_replacement", lambda states: written.append(states) or original(states)
     )
     probe = probes()[0]
     patch_sites(tiny_pair(), [probe], ["resid_post.0"], token_budget=200, seed=0, progress=False)

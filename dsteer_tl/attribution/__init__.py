@@ -1,0 +1,1 @@
+"""Who writes the shift: layers, components and weights, by contribution and by causal patching."""

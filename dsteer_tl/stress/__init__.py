@@ -1,0 +1,1 @@
+"""Stress tests: where the picture of one steering vector breaks."""
