@@ -13,7 +13,7 @@ from torch import Tensor
 from dsteer_tl.lens_model.base import LensModel
 from dsteer_tl.lens_model.bridge import BridgeLens
 from dsteer_tl.lens_model.checkpoint import resolve_source
-from dsteer_tl.lens_model.components import MlpWeights
+from dsteer_tl.lens_model.components import AttentionOutput, MlpWeights
 from dsteer_tl.lens_model.types import Edit
 
 
@@ -66,6 +66,10 @@ class AdapterLens(LensModel):
     def mlp_weights(self, layer: int) -> MlpWeights:
         """The weights of a block's MLP, without what an adapter adds to them."""
         return self._inner.mlp_weights(layer)
+
+    def attention_output(self, layer: int) -> AttentionOutput:
+        """The output projection of a block's attention, without what an adapter adds to it."""
+        return self._inner.attention_output(layer)
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         with self._context():

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dsteer_tl.lens_model.components import MlpWeights
+from dsteer_tl.lens_model.components import AttentionOutput, MlpWeights
 from dsteer_tl.lens_model.readout import Readout
 from dsteer_tl.lens_model.types import ChooseTokens, Edit, Prefill
 
@@ -62,6 +62,14 @@ class ModelBackend(abc.ABC):
 
         Raises:
             HookError: There is no such layer, or the block has no single MLP.
+        """
+
+    @abc.abstractmethod
+    def attention_output(self, layer: int) -> AttentionOutput:
+        """The output projection of a block's attention, one matrix a head.
+
+        Raises:
+            HookError: There is no such layer, or the block has no single attention.
         """
 
     @abc.abstractmethod

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dsteer_tl.errors import HookError
-from dsteer_tl.lens_model.backend import ModelBackend
-from dsteer_tl.lens_model.components import check_place
-from dsteer_tl.lens_model.gathering import gathering
+from dsteer_tl.lens_model.gathering import Reduce, gathering
 from dsteer_tl.lens_model.limits import check_generation, check_hooks, check_token_ids
+from dsteer_tl.lens_model.places import BlockPlaces
 from dsteer_tl.lens_model.resuming import resumed_from
 from dsteer_tl.lens_model.types import ChooseTokens, Edit, EditFunction, Gather, Prefill
-from dsteer_tl.lens_model.value_vectors import require_value_vectors
 from dsteer_tl.sites import FINAL, all_sites, check_site, layer_of, resid_post
 
 __all__ = ["EditFunction", "LensModel"]
 
 
-class LensModel(ModelBackend):
+class LensModel(BlockPlaces):
     """A causal language model in its native weights, with named sites to read and steer.
 
     Native means that nothing is folded or centred: folding multiplies each model's own final gain
@@ -51,39 +49,6 @@ class LensModel(ModelBackend):
     def b_U(self) -> Float[Tensor, " d_vocab"]:
         """The bias of the unembedding (zeros if the model has none)."""
         return self.readout.b_U
-
-    @property
-    def d_mlp(self) -> int:
-        """Neurons of one MLP."""
-        return int(self.mlp_weights(0).W_out.shape[0])
-
-    @property
-    def gated_mlp(self) -> bool:
-        """Whether the MLPs are gated: act(x·W_gate) ⊙ (x·W_in)."""
-        return self.mlp_weights(0).gated
-
-    @property
-    def parallel_blocks(self) -> bool:
-        """Whether attention and MLP of a block read the same stream, as in Pythia."""
-        return "blocks.0.hook_resid_mid" not in self.hook_names()
-
-    def check_place(self, place: str, *, write: bool = False) -> str:
-        """Return the name of a site or of a place inside a block, if this model has it.
-
-        Raises:
-            HookError: It has not, or the place cannot be written.
-        """
-        gated = place.startswith("mlp_gate") and self.gated_mlp
-        return check_place(place, self.n_layers, gated, self.name, write=write)
-
-    def check_value_vectors(self) -> None:
-        """Refuse a model whose MLPs write anything but m·W_out + b_out.
-
-        Raises:
-            HookError: A norm follows the MLP (Gemma 2, OLMo 2), or an adapter is not merged, so
-                that the rows of ``W_out`` are not what a neuron adds to the stream.
-        """
-        require_value_vectors(self)
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse hook names that do not exist; some backends would ignore them in silence.
@@ -114,10 +79,21 @@ class LensModel(ModelBackend):
         mask: Int[Tensor, "batch position"],
         sites: Sequence[str],
         gather: Gather,
-    ) -> dict[str, Float[Tensor, "kept width"]]:
+        *,
+        reduce: Mapping[str, Reduce] | None = None,
+    ) -> dict[str, Float[Tensor, "kept ..."]]:
         """What is found at chosen sites, places and positions, as float32 on the CPU.
 
         Only what is gathered is kept, and the unembedding runs on one position only.
+
+        Args:
+            ids: Token ids.
+            mask: 1 on real tokens.
+            sites: Sites and places.
+            gather: Rows and positions.
+            reduce: For some sites, a function of the gathered rows ``[kept, width]`` that runs
+                inside the hook: what it returns is kept instead, in its own dtype. With
+                projections on a few directions, memory does not grow with layers or width.
 
         Raises:
             HookError: A site does not exist.
@@ -126,12 +102,27 @@ class LensModel(ModelBackend):
         self.check_ids(ids)
         for site in sites:
             self.check_place(site)
-        with torch.inference_mode(), gathering(self._read, sites, gather, self.device) as kept:
+        reduce = reduce or {}
+        with (
+            torch.inference_mode(),
+            gathering(self._reader, sites, gather, self.device, reduce) as kept,
+        ):
             self._forward(ids.to(self.device), mask.to(self.device), last_only=True)
         missing = [site for site in sites if site not in kept]
         if missing:
             raise HookError(f"hooks at {missing} never fired in {self.name} ({self.backend})")
-        return {site: kept[site].to("cpu", torch.float32) for site in sites}
+        return {
+            site: kept[site].cpu() if site in reduce else kept[site].to("cpu", torch.float32)
+            for site in sites
+        }
+
+    def _reader(
+        self, site: str, function: Callable[[Tensor], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        """As `_read`; backends differ in whether heads have an axis of their own."""
+        if site.startswith("attn_z."):
+            return self._read(site, lambda z: function(z.flatten(2)))
+        return self._read(site, function)
 
     @contextlib.contextmanager
     def hooks(self, edits: Sequence[Edit]) -> Iterator[LensModel]:
@@ -157,7 +148,7 @@ class LensModel(ModelBackend):
         with contextlib.ExitStack() as stack:
             for site in sites:
                 self.check_place(site)
-                stack.enter_context(self._read(site, keep(site)))
+                stack.enter_context(self._reader(site, keep(site)))
             yield store
 
     def generate(

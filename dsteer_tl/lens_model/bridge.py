@@ -15,7 +15,13 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from dsteer_tl.errors import CheckpointError
 from dsteer_tl.lens_model.base import LensModel
-from dsteer_tl.lens_model.components import MlpWeights, component_of, hook_name_of
+from dsteer_tl.lens_model.block_outputs import check_layer, projection_of
+from dsteer_tl.lens_model.components import (
+    AttentionOutput,
+    MlpWeights,
+    component_of,
+    hook_name_of,
+)
 from dsteer_tl.lens_model.readout import (
     Readout,
     end_token_ids,
@@ -117,6 +123,12 @@ class BridgeLens(LensModel):
     def mlp_weights(self, layer: int) -> MlpWeights:
         """The weights of a block's MLP; its value vectors are the rows of ``W_out``."""
         return mlp_weights_of(self, self.bridge.blocks, layer)
+
+    def attention_output(self, layer: int) -> AttentionOutput:
+        """The output projection of a block's attention, one matrix a head."""
+        check_layer(self, layer)
+        attention = getattr(self.bridge.blocks[layer], "attn", None)
+        return projection_of(self, attention, int(self.bridge.cfg.n_heads))
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         extra = {"logits_to_keep": 1} if last_only and self._accepts_logits_to_keep else {}

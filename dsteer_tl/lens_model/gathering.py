@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,17 @@ from dsteer_tl.lens_model.types import Gather
 
 #: From a site and what is called with its tensor to the hook.
 Read = Callable[[str, Callable[[Tensor], None]], contextlib.AbstractContextManager[None]]
+#: From the gathered rows of a site to what is kept of them.
+Reduce = Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
 def gathering(
-    read: Read, sites: Sequence[str], gather: Gather, device: torch.device
+    read: Read,
+    sites: Sequence[str],
+    gather: Gather,
+    device: torch.device,
+    reduce: Mapping[str, Reduce],
 ) -> Iterator[dict[str, Tensor]]:
     """Fill a dictionary with the gathered rows of each site while the block runs.
 
@@ -27,7 +33,8 @@ def gathering(
 
     def keep(site: str) -> Callable[[Tensor], None]:
         def function(tensor: Tensor) -> None:
-            kept[site] = tensor[rows.to(tensor.device), positions.to(tensor.device)].detach()
+            found = tensor[rows.to(tensor.device), positions.to(tensor.device)].detach()
+            kept[site] = reduce[site](found) if site in reduce else found
 
         return function
 

@@ -15,7 +15,13 @@ from transformers import PreTrainedModel
 
 from dsteer_tl.errors import CheckpointError, DependencyError
 from dsteer_tl.lens_model.base import LensModel
-from dsteer_tl.lens_model.components import MlpWeights, component_of, hook_name_of
+from dsteer_tl.lens_model.block_outputs import check_layer
+from dsteer_tl.lens_model.components import (
+    AttentionOutput,
+    MlpWeights,
+    component_of,
+    hook_name_of,
+)
 from dsteer_tl.lens_model.readout import (
     Readout,
     end_token_ids,
@@ -136,6 +142,12 @@ class HookedLens(LensModel):
     def mlp_weights(self, layer: int) -> MlpWeights:
         """The weights of a block's MLP; its value vectors are the rows of ``W_out``."""
         return mlp_weights_of(self, self.model.blocks, layer)
+
+    def attention_output(self, layer: int) -> AttentionOutput:
+        """The output projection of a block's attention, one matrix a head."""
+        check_layer(self, layer)
+        attention = self.model.blocks[layer].attn
+        return AttentionOutput(W_O=attention.W_O.detach(), b_O=attention.b_O.detach())
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         if not last_only:

@@ -19,8 +19,8 @@ class Edit:
     """A function applied at one site or place during the forward pass.
 
     Attributes:
-        site: ``"resid_post.<layer>"``, ``"h"``, or the neurons of a block as ``"mlp_post.<layer>"``
-            (`dsteer_tl.lens_model.components`).
+        site: ``"resid_post.<layer>"``, ``"h"``, or a place inside a block that can be written, as
+            ``"attn_out.<layer>"`` (`dsteer_tl.lens_model.components`).
         function: Takes ``[batch, position, width]`` and returns the same shape. Must not write
             in place: other hooks may hold the same tensor.
     """

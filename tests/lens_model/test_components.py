@@ -181,7 +181,7 @@ def test_unknown_places_are_refused(case: Case) -> None:
     ):
         with pytest.raises(HookError, match=message):
             captured(case.lens, [place])
-    for place in ("resid_mid.0", "attn_out.1", "mlp_out.0", "resid_pre.1"):
+    for place in ("resid_mid.0", "attn_z.1", "resid_pre.1"):
         with (
             pytest.raises(HookError, match="read alone"),
             case.lens.hooks([Edit(place, lambda x: x)]),
