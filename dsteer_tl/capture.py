@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 from dsteer_tl.errors import RunError, ShapeError
 from dsteer_tl.files import hash_content, read_json, replacing, write_json
 from dsteer_tl.lens_model import Gather, LensModel, length_sorted_batches, pad
+from dsteer_tl.notebook import facts, grid, listed, stacked
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe, check_lengths, content_hash
 from dsteer_tl.sites import check_site
@@ -101,6 +103,15 @@ class ShiftSet:
         counts = ", ".join(f"{int(self._member[kind].sum())} {kind}" for kind in self.kinds)
         return f"ShiftSet({', '.join(self.models)}; {len(self.sites)} sites; rows: {counts})"
 
+    def _repr_html_(self) -> str:
+        rows = {"models": listed(self.models), "sites": listed(self.sites)}
+        counts = (
+            (kind, f"{self.count(kind):,}", f"{len(set(self.prompts(kind).tolist())):,}")
+            for kind in self.kinds
+        )
+        table = grid(("position kind", "rows", "prompts"), counts)
+        return stacked(facts("ShiftSet", rows), table)
+
     def _has(self, key: str) -> bool:
         first = self._shards[0]
         if isinstance(first, Path):
@@ -138,6 +149,46 @@ class ShiftSet:
         order = np.random.default_rng(seed).permutation(unique).tolist()
         middle = len(order) // 2
         return frozenset(order[:middle]), frozenset(order[middle:])
+
+    def restricted(
+        self,
+        *,
+        prompts: Collection[int] | None = None,
+        sites: Sequence[str] | None = None,
+        kinds: Sequence[str] | None = None,
+    ) -> ShiftSet:
+        """The same residuals with fewer rows, sites or position kinds; nothing is copied.
+
+        Args:
+            prompts: Prompts kept; all without it. Kinds of which no row is left are dropped.
+            sites: Sites kept.
+            kinds: Position kinds kept.
+
+        Raises:
+            ShapeError: A site or kind was not captured, or no row is left.
+        """
+        sites = self.sites if sites is None else tuple(sites)
+        kinds = self.kinds if kinds is None else tuple(kinds)
+        if unknown := [name for name in (*sites, *kinds) if name not in self.sites + self.kinds]:
+            raise ShapeError(
+                f"{', '.join(unknown)} was not captured: there are sites {self.sites} and position "
+                f"kinds {self.kinds}"
+            )
+        kept = np.ones(len(self._prompt), dtype=bool)
+        if prompts is not None:
+            kept = np.isin(self._prompt, sorted(prompts))
+        member = {kind: self._member[kind][kept] for kind in kinds}
+        found = copy(self)
+        found._member = {kind: rows for kind, rows in member.items() if rows.any()}
+        if not found._member:
+            raise ShapeError(
+                f"no row of {', '.join(kinds)} is left: the {len(set(self._prompt.tolist()))} "
+                "captured prompts share none with those to keep"
+            )
+        found.sites, found.kinds = sites, tuple(found._member)
+        found._order, found._prompt = self._order[kept], self._prompt[kept]
+        found._position = self._position[kept]
+        return found
 
     def positions(self, kind: str) -> Int[np.ndarray, " row"]:
         """The position of each row in its token sequence."""

@@ -20,6 +20,7 @@ from dsteer_tl.capture import ShiftSet
 from dsteer_tl.errors import ShapeError, SpaceError
 from dsteer_tl.files import replacing
 from dsteer_tl.lens_model import Edit, LensModel, Readout
+from dsteer_tl.notebook import facts, stacked
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.sites import FINAL, check_site
 from dsteer_tl.spectra import spectrum
@@ -61,6 +62,23 @@ class SteeringVector:
                 f"{int((~np.isfinite(values)).sum())} non-finite values"
             )
         object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        return (
+            f"SteeringVector({self.name} at {self.space}: norm {self.norm:.4g}, "
+            f"{len(self.values)} dimensions, from {self.rows} rows of {self.position_kind})"
+        )
+
+    def _repr_html_(self) -> str:
+        largest = float(np.square(self.values).max()) / max(self.norm**2, 1e-300)
+        rows = {
+            "acts at": self.space,
+            "norm": f"{self.norm:.4g}, in units of the residual stream",
+            "dimensions": f"{len(self.values):,}; the largest holds {largest:.1%} of ‖v‖²",
+            "estimated from": f"{self.rows:,} rows, {self.position_kind}",
+            "models": ", ".join(f"{name} {key[:12]}" for name, key in self.models.items()),
+        }
+        return stacked(facts(f"SteeringVector {self.name}", rows))
 
     @property
     def norm(self) -> float:

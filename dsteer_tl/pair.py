@@ -21,6 +21,7 @@ from dsteer_tl.lens_model.checkpoint import (
 )
 from dsteer_tl.lens_model.readout import hash_tensors
 from dsteer_tl.lens_model.self_check import reference_logits, run_self_check
+from dsteer_tl.notebook import Markup, facts, folded, listed, stacked
 from dsteer_tl.preflight import Preflight, run_preflight
 
 
@@ -39,6 +40,28 @@ class ModelPair:
     policy: LensModel
     tokenizer: PreTrainedTokenizerBase
     preflight: Preflight
+
+    def __repr__(self) -> str:
+        differing = listed(item.name for item in self.preflight.differences) or "nothing else"
+        return (
+            f"ModelPair({self.base.name} and {self.policy.name}: {self.base.n_layers} layers, "
+            f"d_model {self.base.d_model}; beside the blocks they differ in {differing})"
+        )
+
+    def _repr_html_(self) -> str:
+        base = self.base
+        differing = [item.name for item in self.preflight.differences]
+        rows = {
+            "base": base.name,
+            "policy": self.policy.name,
+            "model": f"{base.n_layers} layers, d_model {base.d_model}, vocabulary "
+            f"{base.d_vocab:,}, context {base.n_ctx:,}",
+            "loaded as": f"{base.backend}, {base.dtype} on {base.device}",
+            "sites": listed(base.sites),
+            "base and policy differ in": listed(differing) or "nothing but the blocks",
+        }
+        preflight = Markup(self.preflight._repr_html_())
+        return stacked(facts("ModelPair", rows), folded("all that was compared", preflight))
 
     @classmethod
     def load(

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dsteer_tl.errors import PairError
 from dsteer_tl.lens_model import LensModel
+from dsteer_tl.notebook import badge, grid, stacked
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,13 @@ class Preflight:
     def same_readout(self) -> bool:
         """Whether W_U, b_U and the final gain are equal, so that logits share one basis."""
         return all(item.passed for item in self.items if item.name in {"W_U", "b_U", "final norm"})
+
+    def _repr_html_(self) -> str:
+        rows = (
+            (item.name, badge("passed" if item.passed else "not passed"), item.detail)
+            for item in self.items
+        )
+        return stacked(grid(("property", "", "found"), rows, "Base against policy"))
 
 
 def run_preflight(

@@ -85,6 +85,11 @@ class ClaimResult:
         content["ci"] = None if self.ci is None else list(self.ci)
         return content
 
+    def _repr_html_(self) -> str:
+        from dsteer_tl.claims.results import claim_html  # it formats numbers as the ledger does
+
+        return claim_html(self)
+
 
 def decide(measurement: Measurement) -> Verdict:
     """The rule that every row shares.

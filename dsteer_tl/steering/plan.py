@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsteer_tl.files import hash_content
+from dsteer_tl.notebook import grid, listed, stacked
 from dsteer_tl.steering.interventions import Direction, Intervention
 from dsteer_tl.steering.scored import TokenSequence
 from dsteer_tl.steering.teacher_forced import Setting, engine_for
@@ -139,6 +140,27 @@ class SweepPlan:
             f"{cost.scored_tokens:,} given tokens scored under {cost.algebraic_coefficients} "
             f"coefficients by algebra and {cost.replayed_coefficients} by replay"
         )
+
+    def __repr__(self) -> str:
+        return f"SweepPlan({self.describe()})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                work,
+                direction,
+                setting.intervention.name,
+                setting.intervention.site,
+                setting.intervention.positions,
+                setting.matching,
+                listed(f"{value:g}" for value in setting.coefficients),
+            )
+            for work, of_direction in (("write", self.generated), ("score", self.scored))
+            for direction, settings in of_direction.items()
+            for setting in settings
+        ]
+        heads = ("", "direction", "vector", "site", "positions", "matched by", "λ")
+        return stacked(grid(heads, rows, f"SweepPlan for {self.describe()}"))
 
     def content_hash(self, models: Mapping[str, str]) -> str:
         """Identity of what the plan computes: equal plans on equal models give equal tables."""

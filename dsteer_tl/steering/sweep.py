@@ -14,6 +14,7 @@ from dsteer_tl.directions import SteeringVector
 from dsteer_tl.errors import DataError
 from dsteer_tl.files import read_json, replacing, write_json
 from dsteer_tl.lens_model import LensModel
+from dsteer_tl.notebook import grid, heading, small, stacked
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.steering.check import check_steering
 from dsteer_tl.steering.interventions import Direction, Intervention
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 Steering = SteeringVector | Intervention
 
 _INDEX = "index.json"
+#: Completions in the preview of a notebook.
+_SHOWN = 16
 #: Sequences scored before their numbers are written.
 _SCORED_AT_ONCE = 128
 
@@ -48,6 +51,23 @@ class SweepResult:
 
     completions: pd.DataFrame
     scored: pd.DataFrame
+
+    def __repr__(self) -> str:
+        return (
+            f"SweepResult({len(self.completions):,} completions, "
+            f"{len(self.scored):,} rows of scores)"
+        )
+
+    def _repr_html_(self) -> str:
+        title = repr(self)
+        if self.completions.empty:
+            return stacked(heading(title))
+        first = self.completions["prompt"].iloc[0]
+        rows = self.completions[self.completions["prompt"] == first]
+        columns = ["direction", "vector", "site", "coefficient", "completion"]
+        table = grid([*columns[:3], "λ", "completion"], rows[columns].head(_SHOWN).to_numpy())
+        prompt = f"First prompt: {rows['prompt_text'].iloc[0]!r}; the table completions has all."
+        return stacked(heading(title), small(prompt), table)
 
 
 def sweep(
