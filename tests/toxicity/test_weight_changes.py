@@ -13,10 +13,12 @@ import pytest
 import torch
 from test_pair import make_adapter
 
+from dsteer_tl import weight_pairs
 from dsteer_tl.errors import CheckpointError, DependencyError, PairError
 from dsteer_tl.lens_model import LoadOptions
 from dsteer_tl.toxicity import weight_changes
-from dsteer_tl.toxicity.weight_changes import tensor_kind, tensor_layer, weight_change_table
+from dsteer_tl.toxicity.weight_changes import weight_change_table
+from dsteer_tl.weight_pairs import tensor_kind, tensor_layer
 from tests.models import ARCHITECTURES, is_block, policy_of, random_model, save_checkpoint
 
 Checkpoints = Callable[[str], tuple[Path, Path]]
@@ -215,7 +217,7 @@ def test_quantized_weights_are_refused(checkpoints: Checkpoints) -> None:
     name, parameter = next(iter(models[1].named_parameters()))
     parameter.data = parameter.data.to(torch.uint8)
     with pytest.raises(CheckpointError, match=f"{name} of policy has dtype torch.uint8"):
-        list(weight_changes._tensors(*models, "base", "policy"))
+        list(weight_pairs.paired_tensors(*models, "base", "policy"))
 
 
 def test_an_adapter_is_merged_first(checkpoints: Checkpoints, tmp_path: Path) -> None:
