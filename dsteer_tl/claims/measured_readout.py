@@ -19,7 +19,7 @@ from dsteer_tl.claims.selection import (
     value_at,
 )
 from dsteer_tl.claims.verdicts import Measurement, Tables
-from dsteer_tl.sites import FINAL
+from dsteer_tl.sites import FINAL, depth_order
 
 #: Row 1: rounding of fp32 logits stays below this many nats; a real violation is whole nats.
 _IDENTITY_TOLERANCE = 1e-3
@@ -29,8 +29,9 @@ _SAME_DIRECTION = 0.95
 _SHARED_ENERGY = 0.5
 #: Row 4: "every input", less one in a hundred for rounding and ties.
 _EVERY_INPUT = 0.99
-#: Row 13: published recovery at λ = 1.
-_PUBLISHED_RECOVERY = 0.9
+#: Row 13: published recovery at λ = 1. PARTIAL asks for half (ours): the mean of a random weight
+#: change takes away a fifth of its own KL too.
+_PUBLISHED_RECOVERY, _HALF = 0.9, 0.5
 
 
 def logit_identity(tables: Tables) -> Measurement:
@@ -164,12 +165,22 @@ def steering_is_preference(tables: Tables) -> Measurement:
 
 
 def inversion(tables: Tables) -> Measurement:
-    """Row 13: policy − λv* at λ = 1 restores the base."""
-    table = at(tables["kl_recovery"], site=FINAL, direction="invert", coefficient=1.0)
+    """Row 13: policy − λv* at λ = 1 restores the base.
+
+    Judged at the last ``resid_post``, before the norm: there the norm makes of one vector another
+    change of the logits for every prompt, so that a constant logit bias is a control. At h the two
+    are one by algebra, and the row is judged there only where nothing else was captured.
+
+    Raises:
+        MissingRowsError: λ = 1 is not in the table ``kl_recovery``.
+    """
+    table = at(tables["kl_recovery"], direction="invert", coefficient=1.0)
     if not len(table):
         raise MissingRowsError("λ = 1 is not among measurement.coefficients")
-    kind = main_kind(table)
-    rows = at(table, position_kind=kind)
+    site = max((s for s in table["site"] if s != FINAL), key=depth_order, default=FINAL)
+    here = at(table, site=site)
+    kind = main_kind(here)
+    rows = at(here, position_kind=kind)
     measured = value_at(rows, "recovered", vector="v_star")
     low, high = interval_at(rows, vector="v_star")
     random = value_at(rows, "recovered", vector="random")
@@ -183,13 +194,26 @@ def inversion(tables: Tables) -> Measurement:
         null_name="constant logit bias, the better of two",
         target_met=measured > _PUBLISHED_RECOVERY,
         null_met=bias > _PUBLISHED_RECOVERY,
-        right_sign=low > max(0.0, random),
+        right_sign=low > max(0.0, random) and measured > _HALF,
         unit="share of KL(base‖policy) removed, λ = 1",
-        reason=joined(_elsewhere(table, kind), f"random vector {random:.2f}"),
-        site=FINAL,
+        reason=joined(
+            _elsewhere(here, kind),
+            _at_h(table, site, kind),
+            f"random vector {random:.2f}",
+        ),
+        site=site,
         position_kind=kind,
         n=int(value_at(rows, "n", vector="v_star")),
     )
+
+
+def _at_h(table: pd.DataFrame, site: str, kind: str) -> str:
+    """What v* at h gives, where it is no more than a logit bias."""
+    note = "at h v* is a constant logit bias by algebra"
+    rows = at(table, site=FINAL, position_kind=kind, vector="v_star")
+    if site == FINAL or not len(rows):
+        return note if site == FINAL else ""
+    return f"{value_at(rows, 'recovered'):.2f} at h, where v* is a constant logit bias by algebra"
 
 
 def _elsewhere(table: pd.DataFrame, kind: str) -> str:
