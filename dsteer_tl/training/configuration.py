@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfiguration:
-    """How the policy is trained from the base with TRL's `DPOTrainer`.
+    """How the policy is trained from the base with TRL.
 
     Attributes:
         beta: β of the DPO loss (D-STEER: 1; Lee et al. 2024: 0.1).
-        loss_type: Passed to TRL: ``sigmoid``, ``ipo``, ``hinge``, …
+        loss_type: Passed to TRL: ``sigmoid``, ``ipo``, ``hinge``, ``sft``, …; ``kto`` is its own
+            trainer, which sees the two texts of a pair as two rows.
         learning_rate: Peak learning rate.
         epochs: Passes over the training pairs.
         batch_size: Pairs an optimiser step on one device.

@@ -1,14 +1,11 @@
-"""`train_dpo`: a policy from a base and preference pairs, with TRL's `DPOTrainer`."""
+"""`train_dpo`: a policy from a base and preference pairs, with TRL."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import shutil
-import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +14,15 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dsteer_tl.errors import ConfigurationError, DependencyError, RunError, TrainingError
+from dsteer_tl.errors import RunError, TrainingError
 from dsteer_tl.files import hash_content, read_json, write_json
 from dsteer_tl.lens_model import LoadOptions, load_model, load_tokenizer
-from dsteer_tl.lens_model.checkpoint import check_finite, hash_weights, quiet_transformers
+from dsteer_tl.lens_model.checkpoint import check_finite, hash_weights
 from dsteer_tl.preferences import PreferenceSet, encode_pair
 from dsteer_tl.training.configuration import TrainingConfiguration
 from dsteer_tl.training.formation import FormationCallback, formation_table
 from dsteer_tl.training.freezing import freeze
-from dsteer_tl.training.progress import ProgressBar
+from dsteer_tl.training.trainers import build_trainer, known_settings, quiet_training
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +62,8 @@ def train_dpo(
 
     The loss is L = −log σ(β[(log π(y_w|x) − log π_ref(y_w|x)) − (log π(y_l|x) − log π_ref(y_l|x))])
     for the default ``loss_type`` (Rafailov et al. 2023, eq. 7). An end-of-sequence token closes
-    both responses. An interrupted training continues from its last checkpoint.
+    both responses; the loss ``kto`` goes through TRL's `KTOTrainer`, any other through its
+    `DPOTrainer`. An interrupted training continues from its last checkpoint.
 
     Args:
         base: Directory, hub id or ``"tales"``.
@@ -102,13 +100,13 @@ def train_dpo(
     callback = FormationCallback(
         probe[:probe_pairs], work / "formation", configuration.evaluate_every
     )
-    trainer = _build_trainer(
+    trainer = build_trainer(
         model, tokenizer, training_pairs, held_out, configuration, work, callback, progress
     )
     checkpoint = _last_whole_checkpoint(work)
     if checkpoint is not None:
         logger.info("continuing training from %s", checkpoint.name)
-    with quiet_training(), _known_settings():
+    with quiet_training(), known_settings():
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     history = _training_table(trainer.state.log_history)
     # A training shorter than the logging interval has its mean loss alone.
@@ -172,117 +170,6 @@ def _prepare_work_folder(
     write_json(marker, key)
 
 
-def _build_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    training_pairs: PreferenceSet,
-    held_out: PreferenceSet,
-    configuration: TrainingConfiguration,
-    work: Path,
-    callback: FormationCallback,
-    progress: bool,
-) -> Any:
-    with quiet_training(), _known_settings(), _reference_bar(progress):
-        from transformers import EarlyStoppingCallback, PrinterCallback
-        from trl import DPOConfig, DPOTrainer
-
-        stopping = configuration.early_stopping_patience > 0 and len(held_out) > 0
-        arguments = DPOConfig(
-            output_dir=str(work),
-            beta=configuration.beta,
-            loss_type=[configuration.loss_type],
-            learning_rate=configuration.learning_rate,
-            num_train_epochs=configuration.epochs,
-            max_steps=configuration.max_steps,
-            per_device_train_batch_size=configuration.batch_size,
-            per_device_eval_batch_size=configuration.batch_size,
-            gradient_accumulation_steps=configuration.gradient_accumulation_steps,
-            optim=configuration.optimizer,
-            lr_scheduler_type=configuration.scheduler,
-            warmup_steps=configuration.warmup_steps,
-            max_length=int(getattr(model.config, "max_position_embeddings", 1024)),
-            precompute_ref_log_probs=configuration.lora_rank == 0,
-            gradient_checkpointing=configuration.gradient_checkpointing,
-            bf16=configuration.precision == "bfloat16",
-            save_steps=configuration.save_steps,
-            save_total_limit=2,
-            eval_strategy="steps" if stopping else "no",
-            eval_steps=configuration.save_steps if stopping else None,
-            load_best_model_at_end=stopping,
-            metric_for_best_model="loss" if stopping else None,
-            logging_steps=max(1, configuration.evaluate_every // 2),
-            report_to=[],
-            logging_nan_inf_filter=False,
-            disable_tqdm=True,  # `ProgressBar` shows the progress
-            seed=configuration.seed,
-            use_cpu=model.device.type == "cpu",
-            dataloader_pin_memory=model.device.type == "cuda",
-        )
-        callbacks: list[Any] = [callback, ProgressBar(enabled=progress)]
-        if stopping:
-            callbacks.append(EarlyStoppingCallback(configuration.early_stopping_patience))
-        trainer = DPOTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=_dataset(training_pairs),
-            eval_dataset=_dataset(held_out) if stopping else None,
-            processing_class=tokenizer,
-            peft_config=_lora(configuration),
-            callbacks=callbacks,
-        )
-        trainer.remove_callback(PrinterCallback)
-        return trainer
-
-
-@contextlib.contextmanager
-def _known_settings() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        lines = str(error).splitlines() or ["no message"]
-        raise ConfigurationError(f"TRL refuses the training settings: {lines[0]}") from error
-
-
-@contextlib.contextmanager
-def _reference_bar(enabled: bool) -> Iterator[None]:
-    """TRL shows a bar over the reference log-probabilities unless this variable is set."""
-    before = os.environ.get("TQDM_DISABLE")
-    if not enabled:
-        os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("TQDM_DISABLE", None)
-        else:
-            os.environ["TQDM_DISABLE"] = before
-
-
-def _dataset(pairs: PreferenceSet) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list(
-        [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
-    )
-
-
-def _lora(configuration: TrainingConfiguration) -> Any:
-    if configuration.lora_rank == 0:
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise DependencyError(
-            "training with lora_rank > 0 needs PEFT: install 'dsteer-tl[peft]'"
-        ) from error
-    return LoraConfig(
-        r=configuration.lora_rank,
-        lora_alpha=2 * configuration.lora_rank,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
 def _training_table(history: list[dict[str, Any]]) -> pd.DataFrame:
     rows = [
         {
@@ -316,17 +203,3 @@ def _save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pol
             f"cannot save the policy to {policy}: {error.strerror or error}; the checkpoints are "
             "kept, so free the space and run the same command again"
         ) from error
-
-
-@contextlib.contextmanager
-def quiet_training() -> Iterator[None]:
-    """Without the notices of TRL, datasets and transformers that no user can act on."""
-    from datasets.utils import logging as datasets_logging
-
-    with warnings.catch_warnings(), quiet_transformers():
-        warnings.simplefilter("ignore")
-        datasets_logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            datasets_logging.enable_progress_bar()
