@@ -1,4 +1,4 @@
-"""The ``dsteer`` command: reproduce, train, analyze, sweep, toxicity, check, figures.
+"""The ``dsteer`` command: reproduce, train, analyze, sweep, toxicity, stress, report, verify, ….
 
 Flags are in `command_flags`, what the commands do in `commands`.
 """
@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 #: Flags that take several values, and may be given several times.
-_LIST_FLAGS = ("--set", "--suite", "--preferences")
+_LIST_FLAGS = ("--set", "--suite", "--test", "--preferences")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 

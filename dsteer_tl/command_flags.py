@@ -122,6 +122,24 @@ class Toxicity(Reproduce):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stress:
+    """Put a finished run to the stress tests: trained variants, other prompts, other runs."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory."""
+    test: tuple[str, ...] = ()
+    """Tests to run; without it all whose data are there, and the others are NOT RUN."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Single settings of the tests, as in --set prompts=32 harmful=advbench=harmful.csv."""
+    require_images: bool = False
+    """Fail if PNG images cannot be made."""
+    images: bool = True
+    """Make PNG images where kaleido and a browser are there."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """Load a base and a policy, run self-checks and preflight, and say what differs."""
 
@@ -146,6 +164,32 @@ class Figures:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rebuild report.html from what a run has stored; no model is loaded."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Hash every file of a run again and say what was altered or is missing."""
+
+    directory: tyro.conf.Positional[Path]
+    """Run directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Put the ledgers of several runs side by side."""
+
+    directories: tyro.conf.Positional[tuple[Path, ...]]
+    """Run directories, two or more."""
+    out: Path | None = None
+    """Write the comparison as one HTML page here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Presets:
     """List the presets with the time and memory to expect."""
 
@@ -153,4 +197,17 @@ class Presets:
     """Print one preset as YAML."""
 
 
-Command = Reproduce | Train | Analyze | Sweep | Toxicity | Check | Figures | Presets
+Command = (
+    Reproduce
+    | Train
+    | Analyze
+    | Sweep
+    | Toxicity
+    | Stress
+    | Figures
+    | Report
+    | Verify
+    | Compare
+    | Check
+    | Presets
+)

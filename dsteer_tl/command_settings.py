@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsteer_tl.command_flags import Analyze, Reproduce, Sweep, Toxicity, Train
+from dsteer_tl.command_flags import Analyze, Reproduce, Stress, Sweep, Toxicity, Train
 from dsteer_tl.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -96,6 +96,23 @@ def resolve_sweep(command: Sweep) -> ExperimentConfiguration:
     named = {suite_path(entry)[0]: entry for entry in (*own, *command.suite)}
     settings["suites"] = list(named.values())
     return build_configuration(before, {"sweep": settings})
+
+
+def resolve_stress(command: Stress) -> ExperimentConfiguration:
+    """The settings of a finished run with those of stress tests over them.
+
+    Raises:
+        ConfigurationError: A setting or test is unknown or wrong.
+    """
+    from dsteer_tl.experiment.configuration import build_configuration, file_settings
+    from dsteer_tl.stress.settings import STRESS_TESTS
+
+    settings: dict[str, Any] = parse_settings(command.set)
+    before = file_settings(command.directory / "config.yaml")
+    own = build_configuration(before).stress.tests
+    asked = command.test or STRESS_TESTS
+    settings.setdefault("tests", list(dict.fromkeys((*own, *asked))))
+    return build_configuration(before, {"stress": settings})
 
 
 def resolve_study(command: Toxicity) -> tuple[ExperimentConfiguration, Path]:

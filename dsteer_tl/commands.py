@@ -14,14 +14,25 @@ from typing import TYPE_CHECKING, Any
 from dsteer_tl.command_flags import (
     Analyze,
     Check,
+    Compare,
     Figures,
     Presets,
+    Report,
     Reproduce,
+    Stress,
     Sweep,
     Toxicity,
     Train,
+    Verify,
 )
-from dsteer_tl.command_settings import parse_settings, resolve, resolve_study, resolve_sweep
+from dsteer_tl.command_settings import (
+    parse_settings,
+    resolve,
+    resolve_stress,
+    resolve_study,
+    resolve_sweep,
+)
+from dsteer_tl.errors import RunError
 
 if TYPE_CHECKING:
     from dsteer_tl.experiment.run_directory import StageReport
@@ -46,28 +57,35 @@ def _run(command: Reproduce | Analyze, out: Path) -> None:
 
 
 def _judge_and_draw(
-    command: Reproduce | Analyze | Sweep | Toxicity,
+    command: Reproduce | Analyze | Sweep | Stress | Toxicity,
     experiment: Experiment,
     reports: list[StageReport],
     written: str,
 ) -> None:
     """The last stages of every run: claims and figures; then the ledger and what it took."""
     from dsteer_tl.claims import ledger_text
-    from dsteer_tl.experiment.figures import claim_stage, figure_stage
+    from dsteer_tl.experiment.figures import figure_stage
+    from dsteer_tl.experiment.judging import claim_stage, multiverse_stage
+    from dsteer_tl.experiment.reporting import report_stage
 
     directory = experiment.directory
     results = claim_stage(directory)
-    figures = figure_stage(
-        directory,
-        images=None if command.images else False,
-        require_images=command.require_images,
+    last = [multiverse_stage(directory)]
+    last.append(
+        figure_stage(
+            directory,
+            images=None if command.images else False,
+            require_images=command.require_images,
+        )
     )
-    ran = [report for report in (*reports, figures) if report.ran]
+    last.append(report_stage(directory))
+    reports = [*reports, *last]
+    ran = [report for report in reports if report.ran]
     seconds = sum(report.seconds for report in ran)
     _show(ledger_text(results))
     _show("")
     _show(
-        f"{len(ran)} stages in {seconds:.0f} s, {len(reports) + 1 - len(ran)} up to date; "
+        f"{len(ran)} stages in {seconds:.0f} s, {len(reports) - len(ran)} up to date; "
         f"{written} in {directory.path}"
     )
 
@@ -93,6 +111,17 @@ def _sweep(command: Sweep) -> None:
             _show(line)
         return
     reports = experiment.sweep([suite_path(entry)[0] for entry in command.suite])
+    _judge_and_draw(command, experiment, reports, "tables and figures")
+
+
+def _stress(command: Stress) -> None:
+    from dsteer_tl.experiment.run_directory import RunDirectory
+    from dsteer_tl.experiment.stages import Experiment
+
+    RunDirectory.open(command.directory)
+    configuration = resolve_stress(command)
+    experiment = Experiment(configuration, command.directory, progress=not command.quiet)
+    reports = experiment.stress(command.test)
     _judge_and_draw(command, experiment, reports, "tables and figures")
 
 
@@ -145,11 +174,13 @@ def _check(command: Check) -> None:
 
 def _figures(command: Figures) -> None:
     from dsteer_tl.claims import ledger_text
-    from dsteer_tl.experiment.figures import claim_stage, write_run_figures
+    from dsteer_tl.experiment.figures import write_run_figures
+    from dsteer_tl.experiment.judging import claim_stage, multiverse_stage
     from dsteer_tl.experiment.run_directory import RunDirectory
 
     directory = RunDirectory.open(command.directory)
     results = claim_stage(directory)
+    multiverse_stage(directory)
     report = write_run_figures(
         directory,
         images=None if command.images else False,
@@ -158,6 +189,46 @@ def _figures(command: Figures) -> None:
     _show(ledger_text(results))
     _show("")
     _show(f"{len(report.written)} files in {directory / 'figures'}")
+
+
+def _report(command: Report) -> None:
+    from dsteer_tl.experiment.figures import figure_stage
+    from dsteer_tl.experiment.judging import claim_stage, multiverse_stage
+    from dsteer_tl.experiment.reporting import REPORT, report_stage
+    from dsteer_tl.experiment.run_directory import RunDirectory
+
+    directory = RunDirectory.open(command.directory)
+    claim_stage(directory)
+    multiverse_stage(directory)
+    figure_stage(directory)
+    directory.drop(REPORT)
+    report_stage(directory)
+    _show(f"{directory / 'report.html'}")
+
+
+def _verify(command: Verify) -> None:
+    from dsteer_tl.experiment.judging import judge_run
+    from dsteer_tl.experiment.run_directory import RunDirectory
+    from dsteer_tl.report.verification import verification_text, verify_run
+
+    try:
+        judged = [result.to_json() for result in judge_run(RunDirectory.open(command.directory))]
+    except RunError:  # a table is altered: which one, the report says
+        judged = None
+    found = verify_run(command.directory, expected_claims=judged)
+    _show(verification_text(found))
+    found.require()
+
+
+def _compare(command: Compare) -> None:
+    from dsteer_tl.report.comparison import compare_runs
+    from dsteer_tl.report.comparison_page import comparison_text, write_comparison
+
+    comparison = compare_runs(command.directories)
+    _show(comparison_text(comparison))
+    if command.out is not None:
+        _show("")
+        _show(str(write_comparison(comparison, command.out)))
 
 
 def _presets(command: Presets) -> None:
@@ -187,7 +258,11 @@ COMMANDS: Mapping[type, Callable[[Any], None]] = {
     Analyze: _analyze,
     Sweep: _sweep,
     Toxicity: _toxicity,
+    Stress: _stress,
     Check: _check,
     Figures: _figures,
+    Report: _report,
+    Verify: _verify,
+    Compare: _compare,
     Presets: _presets,
 }

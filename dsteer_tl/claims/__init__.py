@@ -2,6 +2,7 @@
 
 from dsteer_tl.claims.claim import Claim
 from dsteer_tl.claims.ledger import LEDGER, judge
+from dsteer_tl.claims.results import Ledger
 from dsteer_tl.claims.text import ledger_markdown, ledger_text
 from dsteer_tl.claims.verdicts import ClaimResult, Measurement, Verdict, decide
 
@@ -9,6 +10,7 @@ __all__ = [
     "LEDGER",
     "Claim",
     "ClaimResult",
+    "Ledger",
     "Measurement",
     "Verdict",
     "decide",

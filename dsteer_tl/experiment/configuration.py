@@ -22,6 +22,7 @@ from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.experiment.ranges import check_ranges
 from dsteer_tl.measurements.settings import MeasurementConfiguration
 from dsteer_tl.preferences import SamplingConfiguration
+from dsteer_tl.stress.settings import StressConfiguration
 from dsteer_tl.toxicity.continuation_pairs import ContinuationConfiguration
 from dsteer_tl.toxicity.settings import ToxicityConfiguration
 from dsteer_tl.training.configuration import TrainingConfiguration
@@ -105,6 +106,21 @@ class Expectation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfiguration:
+    """What is measured on top of the papers' own statistics.
+
+    Attributes:
+        attribution: Who writes the shift: margin ledger, components, patching, weight changes.
+        multiverse: Judge every claim again under other choices: precision, prompts, sites.
+        unrelated_prompts: Prompts of running text for the multiverse.
+    """
+
+    attribution: bool = True
+    multiverse: bool = True
+    unrelated_prompts: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExperimentConfiguration:
     """Everything that decides the numbers of a run.
 
@@ -119,6 +135,8 @@ class ExperimentConfiguration:
         measurement: What is measured.
         sweep: The behaviour sweeps: coefficients, vectors, prompts and metrics.
         toxicity: The case study of Lee et al. 2024.
+        audit: Attribution and the multiverse of choices.
+        stress: Where the picture of one vector breaks.
         expectation: Time and memory to expect.
     """
 
@@ -132,6 +150,8 @@ class ExperimentConfiguration:
     measurement: MeasurementConfiguration = field(default_factory=MeasurementConfiguration)
     sweep: SweepConfiguration = field(default_factory=SweepConfiguration)
     toxicity: ToxicityConfiguration = field(default_factory=ToxicityConfiguration)
+    audit: AuditConfiguration = field(default_factory=AuditConfiguration)
+    stress: StressConfiguration = field(default_factory=StressConfiguration)
     expectation: Expectation = field(default_factory=Expectation)
 
 

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dsteer_tl.behavior.settings import HELD_OUT
-from dsteer_tl.claims import ClaimResult, judge
 from dsteer_tl.claims.selection import main_kind
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.experiment.run_directory import RunDirectory, StageReport
-from dsteer_tl.files import write_json
 from dsteer_tl.sites import FINAL
 
 if TYPE_CHECKING:
@@ -52,6 +50,12 @@ def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure | None]
         "rank_recovery": (("rank_recovery",), plots.rank_recovery),
         "localisation": (("shifts", "patching"), plots.localisation),
         "tokens": (("tokens",), plots.tokens),
+        "contributions": (("contributions",), plots.contributions),
+        "component_patching": (("component_patching",), plots.component_patching),
+        "margin_ledger": (("margin_terms", "margin_ledger"), plots.margin_ledger),
+        "token_shifts": (("token_shifts",), plots.token_shifts),
+        "weight_spectra": (("weight_spectra",), plots.weight_spectra),
+        "separation": (("separation",), plots.separation),
         "formation": (("formation",), plots.formation),
         "training_curve": (("training",), plots.training_curve),
         "figure_2a": (("sweep", "sweep_metrics"), _of_the_sweep(plots.figure_2a)),
@@ -81,6 +85,16 @@ def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure | None]
         "toxicity_lens": (("toxicity_lens",), plots.toxicity_lens),
         "toxicity_unalign": (("toxicity_unalign",), plots.toxicity_unalign),
         "toxicity_patching": (("toxicity_patching",), plots.toxicity_patching),
+        "stress_embeddings": (("stress_embeddings",), plots.stress_variants),
+        "stress_heterogeneous": (("stress_heterogeneous",), plots.stress_axes),
+        "stress_models": (("stress_models", "stress_model_verdicts"), plots.stress_models),
+        "stress_encodings": (("stress_encodings",), plots.stress_encodings),
+        "stress_turns": (("stress_turns",), plots.stress_turns),
+        "stress_prompts": (("stress_prompts",), plots.stress_prompts),
+        "stress_causes": (("stress_causes",), plots.stress_variants),
+        "stress_losses": (("stress_losses",), plots.stress_variants),
+        "stress_sensitivity": (("stress_sensitivity",), plots.stress_variants),
+        "multiverse": (("multiverse",), plots.multiverse),
     }
 
 
@@ -125,7 +139,12 @@ def write_run_figures(
         RunError: Tables are missing, or an image could not be rendered.
         DependencyError: Images are required and cannot be made.
     """
-    from dsteer_tl.plots import write_figures, write_text_browser, write_value_vector_page
+    from dsteer_tl.plots import (
+        write_figures,
+        write_text_browser,
+        write_token_shift_page,
+        write_value_vector_page,
+    )
 
     tables = directory.tables()
     report = write_figures(
@@ -138,6 +157,7 @@ def write_run_figures(
     for name, write, page in (
         ("completions", write_text_browser, "text_browser"),
         ("toxicity_tokens", write_value_vector_page, "value_vectors"),
+        ("token_shifts", write_token_shift_page, "token_shifts_by_response"),
     ):
         if name in tables and len(tables[name]):
             pages.append(write(tables[name], directory / "figures" / f"{page}.html"))
@@ -160,7 +180,7 @@ def figure_stage(
     hashes = {
         name: entry["outputs"]
         for name, entry in directory.manifest["stages"].items()
-        if name.startswith(("tables/", "toxicity/")) or name == "training"
+        if name.startswith(("tables/", "toxicity/", "stress/")) or name == "training"
     }
     return directory.stage("figures", [_DRAWING, hashes, _can_render(images)], run)
 
@@ -174,23 +194,3 @@ def _can_render(images: bool | None) -> bool:
     from dsteer_tl.plots import find_browser
 
     return find_spec("kaleido") is not None and find_browser() is not None
-
-
-def claim_stage(directory: RunDirectory) -> list[ClaimResult]:
-    """Judge every claim on the tables of a run and write ``claims.json``."""
-    failed = {
-        item["name"] for item in directory.manifest.get("preflight", ()) if not item["passed"]
-    }
-    results = judge(
-        directory.tables(),
-        tuple(sorted(failed - {"context", "weights"})),
-        identical="weights" in failed,
-    )
-
-    def run() -> list[Path]:
-        path = directory / "claims.json"
-        write_json(path, [result.to_json() for result in results])
-        return [path]
-
-    directory.stage("claims", [result.to_json() for result in results], run)
-    return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from dsteer_tl.experiment.probing import build_probes
 from dsteer_tl.experiment.run_directory import RunDirectory
 from dsteer_tl.lens_model import LensModel, LoadOptions
 from dsteer_tl.lens_model.adapter import is_adapter
+from dsteer_tl.measurements import Checkpoints
+from dsteer_tl.measurements.other_captures import Precision
 from dsteer_tl.null_models import random_weights_model
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
@@ -63,17 +65,48 @@ class LoadedRun:
     @cached_property
     def pair(self) -> ModelPair:
         """Base and policy, hooked and checked."""
-        pair = ModelPair.load(
+        pair = self._load_pair()
+        for item in pair.preflight.differences:
+            logger.info("base and policy differ in %s: %s", item.name, item.detail)
+        self.directory.describe({"preflight": [asdict(item) for item in pair.preflight.items]})
+        return pair
+
+    def _load_pair(self) -> ModelPair:
+        return ModelPair.load(
             self.configuration.base,
             self.policy_source,
             backend=self.configuration.model.backend,
             options=self.options,
             policy_options=self.policy_options,
         )
-        for item in pair.preflight.differences:
-            logger.info("base and policy differ in %s: %s", item.name, item.detail)
-        self.directory.describe({"preflight": [asdict(item) for item in pair.preflight.items]})
-        return pair
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Where the weights of both models lie."""
+        return Checkpoints(
+            base=self.configuration.base,
+            policy=self.policy_source,
+            options=self.options,
+            policy_options=self.policy_options,
+        )
+
+    def controls(self) -> dict[str, LensModel]:
+        """Null models by name, as far as the settings ask for them and the policy allows."""
+        settings = self.configuration.measurement
+        found = self.random_weights(settings.seed) if settings.random_weights else None
+        return {} if found is None else {"random_weights": found}
+
+    def in_precision(self, dtype: Precision) -> tuple[ModelPair, dict[str, LensModel]]:
+        """Both models and their controls, in the precision of the run or loaded again."""
+        if dtype == self.options.dtype:
+            return self.pair, self.controls()
+        other = type(self)(
+            replace(self.configuration, model=replace(self.configuration.model, dtype=dtype)),
+            self.directory.path,
+            progress=self.progress,
+        )
+        # What differs between both models was said of the run's own precision.
+        return other._load_pair(), other.controls()
 
     def random_weights(self, seed: int) -> LensModel | None:
         """The base with random weight changes of the policy's size; None for an adapter."""

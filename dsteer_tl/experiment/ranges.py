@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.measurements.settings import MeasurementConfiguration
 from dsteer_tl.positions import check_kinds
+from dsteer_tl.stress.settings import STRESS_TESTS, StressConfiguration
 from dsteer_tl.toxicity.settings import ToxicityConfiguration
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def check_ranges(found: ExperimentConfiguration) -> None:
         ),
         *_of_the_measurement(found.measurement),
         *_of_the_study(found.toxicity),
+        *_of_the_stress_tests(found.stress),
+        *_at_least_one(found.audit, "audit", ("unrelated_prompts",)),
     )
     for holds, message in rules:
         if not holds:
@@ -103,6 +106,34 @@ def _of_the_study(found: ToxicityConfiguration) -> list[tuple[bool, str]]:
         (
             found.temperature >= 0,
             f"toxicity.temperature is {found.temperature}, expected 0 (greedy) or more",
+        ),
+    ]
+
+
+def _of_the_stress_tests(found: StressConfiguration) -> list[tuple[bool, str]]:
+    unknown = [name for name in found.tests if name not in STRESS_TESTS]
+    return [
+        *_at_least_one(found, "stress", ("prompts", "turns", "max_new_tokens")),
+        (
+            not unknown,
+            f"stress.tests names {', '.join(map(repr, unknown))}, expected some of "
+            f"{', '.join(STRESS_TESTS)}",
+        ),
+        (
+            all(axes >= 1 for axes in found.axes) and len(set(found.axes)) >= 2,
+            f"stress.axes are {found.axes}, expected at least two numbers of axes, from 1",
+        ),
+        (
+            all(beta > 0 for beta in found.betas),
+            f"stress.betas are {found.betas}, expected all above 0",
+        ),
+        (
+            all(0 < share <= 1 for share in found.shares),
+            f"stress.shares are {found.shares}, expected all above 0 and at most 1",
+        ),
+        (
+            found.temperature >= 0,
+            f"stress.temperature is {found.temperature}, expected 0 (greedy) or more",
         ),
     ]
 

@@ -20,6 +20,7 @@ import psutil
 
 from dsteer_tl.errors import RunError
 from dsteer_tl.files import hash_content, hash_file, read_json, replacing, write_json
+from dsteer_tl.notebook import run_html
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,9 @@ class RunDirectory:
             raise RunError(f"{path} is no run directory: it has no {MANIFEST}")
         return cls(path)
 
+    def _repr_html_(self) -> str:
+        return run_html(self.manifest, self.path)
+
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
@@ -78,6 +82,8 @@ class RunDirectory:
         if not path.is_file():
             return {"format": _FORMAT, "stages": {}}
         content: dict[str, Any] = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+            raise RunError(f"{path} is no manifest of a run: it has no stages")
         if content.get("format") != _FORMAT:
             raise RunError(
                 f"{path} has format {content.get('format')!r}, this version reads {_FORMAT}: use "
@@ -147,6 +153,16 @@ class RunDirectory:
                 manifest["stages"].pop(f"tables/{path.stem}", None)
         write_json(self.path / MANIFEST, manifest)
 
+    def drop(self, name: str) -> None:
+        """Remove what a stage left, and its entry in the manifest."""
+        manifest = self.manifest
+        entry = manifest["stages"].pop(name, None)
+        if entry is None:
+            return
+        for output in entry["outputs"]:
+            (self.path / output).unlink(missing_ok=True)
+        write_json(self.path / MANIFEST, manifest)
+
     def output_hashes(self, name: str) -> dict[str, str]:
         """Hashes of what a finished stage wrote: the inputs of the stages after it."""
         outputs: dict[str, str] = self.manifest["stages"][name]["outputs"]
@@ -176,10 +192,14 @@ class RunDirectory:
 
     def write_table(self, name: str, table: pd.DataFrame) -> Path:
         """Write a table as parquet, atomically."""
-        path = self.path / "tables" / f"{name}.parquet"
-        with replacing(path) as temporary:
+        return self.write_parquet(f"tables/{name}.parquet", table)
+
+    def write_parquet(self, path: str, table: pd.DataFrame) -> Path:
+        """Write a table to a path inside the run, atomically."""
+        target = self.path / path
+        with replacing(target) as temporary:
             table.to_parquet(temporary, index=False)
-        return path
+        return target
 
 
 def versions() -> dict[str, str]:

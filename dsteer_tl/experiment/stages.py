@@ -6,7 +6,7 @@ Each stage leaves files that the next one reads; models are loaded only if a sta
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -15,24 +15,33 @@ from typing import Any
 import pandas as pd
 
 from dsteer_tl.capture import CaptureConfiguration, capture_shifts
-from dsteer_tl.errors import DataError, RunError
+from dsteer_tl.errors import DataError, PairError, RunError
 from dsteer_tl.experiment.configuration import CONTINUATIONS, to_yaml
 from dsteer_tl.experiment.continued_text import continued_text_keys
 from dsteer_tl.experiment.gathering import gather_preferences
 from dsteer_tl.experiment.loaded_run import LoadedRun
+from dsteer_tl.experiment.other_captures import OTHER_CAPTURES, capture_others
 from dsteer_tl.experiment.run_directory import StageReport, hardware, versions
 from dsteer_tl.experiment.source_identity import source_identity
+from dsteer_tl.experiment.stressing import StressRun, run_stress, stress_tables
 from dsteer_tl.experiment.study import STUDY_TABLES, run_study
 from dsteer_tl.experiment.study_inputs import StudyInputs
 from dsteer_tl.experiment.sweep_inputs import SweepInputs
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES, describe_sweeps, run_sweeps
 from dsteer_tl.files import hash_file, replacing
-from dsteer_tl.lens_model import LensModel
-from dsteer_tl.measurements import GRADIENT_TABLES, PAIR_TABLES, TABLES, MeasurementInputs
+from dsteer_tl.measurements import (
+    AUDIT_TABLES,
+    GRADIENT_TABLES,
+    PAIR_TABLES,
+    TABLES,
+    MeasurementInputs,
+)
 from dsteer_tl.preferences import encode_pair, load_prompts
 from dsteer_tl.training import train_dpo
 
 logger = logging.getLogger(__name__)
+
+Build = Callable[[MeasurementInputs], pd.DataFrame]
 
 
 class Experiment(LoadedRun):
@@ -49,18 +58,28 @@ class Experiment(LoadedRun):
         if not self.configuration.policy:
             reports.append(self._training_stage())
         reports.append(self._capture_stage())
-        names = self._table_names()
+        names = self._table_names(TABLES)
         trained = () if self.configuration.policy else ("training", "formation")
         hashes = self.shift_set.hashes
         differ = hashes["base"] != hashes["policy"]
+        audited = self._table_names(AUDIT_TABLES) if self._attributed and differ else ()
         swept = SWEEP_TABLES if differ and self.configuration.sweep.suites else ()
         studied = STUDY_TABLES if differ and self.configuration.toxicity.enabled else ()
-        self.directory.keep_tables([*names, *trained, *swept, *studied])
-        reports += [self._table_stage(name) for name in names]
+        stress = StressRun.of(self, self._capture_inputs())
+        kept = (*audited, *swept, *studied, *(stress_tables(stress) if differ else ()))
+        self.directory.keep_tables([*names, *trained, *kept])
+        reports += [self._table_stage(name, TABLES) for name in names]
+        reports += [self._table_stage(name, AUDIT_TABLES) for name in audited]
         if swept:
             reports += run_sweeps(SweepInputs.of(self, self._capture_inputs()))
         if studied:
             reports += run_study(StudyInputs.of(self, self._models()))
+        if differ and self.configuration.stress.tests:
+            reports += run_stress(stress)
+        if differ and self.configuration.audit.multiverse:
+            reports.append(self._other_captures_stage())
+        else:
+            self.directory.drop(OTHER_CAPTURES)
         self._describe()
         return reports
 
@@ -88,6 +107,28 @@ class Experiment(LoadedRun):
         """
         self._require_capture()
         return describe_sweeps(SweepInputs.of(self, self._capture_inputs()))
+
+    def stress(self, only: Sequence[str] = ()) -> list[StageReport]:
+        """Run the stress tests alone, on the residuals that this run has captured.
+
+        Args:
+            only: Tests that were asked for by name; what they lack is an error.
+
+        Raises:
+            RunError: The run has no captured residuals.
+            PairError: Base and policy hold the same weights.
+            DsteerError: A test that was asked for cannot run.
+        """
+        self._require_capture()
+        if self.shift_set.hashes["base"] == self.shift_set.hashes["policy"]:
+            raise PairError(
+                f"base and policy of {self.directory.path} have the same weights: there is no "
+                "shift to stress"
+            )
+        reports = run_stress(StressRun.of(self, self._capture_inputs()), only)
+        # Now that they could be run: a test that cannot would stop every later one.
+        self._write_settings()
+        return reports
 
     def _require_capture(self) -> None:
         if "capture" not in self.directory.manifest["stages"]:
@@ -137,13 +178,16 @@ class Experiment(LoadedRun):
                     "training": self.configuration.training.seed,
                     "measurement": self.configuration.measurement.seed,
                     "toxicity": self.configuration.toxicity.seed,
+                    "stress": self.configuration.stress.seed,
                 },
             }
         )
 
     def _write_settings(self) -> None:
-        with replacing(self.directory / "config.yaml") as temporary:
+        path = self.directory / "config.yaml"
+        with replacing(path) as temporary:
             temporary.write_text(to_yaml(self.configuration), "utf-8")
+        self.directory.describe({"config": hash_file(path)})
 
     # Stages.
 
@@ -225,14 +269,11 @@ class Experiment(LoadedRun):
     def _capture(self) -> list[Path]:
         settings = self.configuration.measurement
         pair = self.pair  # refused here, with a reason, if the two models are no pair
-        controls: dict[str, LensModel] = {}
-        if settings.random_weights and (control := self.random_weights(settings.seed)) is not None:
-            controls["random_weights"] = control
         folder = self.directory / "capture"
         capture_shifts(
             pair,
             self.probes,
-            controls=controls,
+            controls=self.controls(),
             folder=folder,
             configuration=CaptureConfiguration(
                 token_budget=settings.token_budget, progress=self.progress
@@ -240,12 +281,16 @@ class Experiment(LoadedRun):
         )
         return [path for path in folder.iterdir() if path.is_file()]
 
-    def _table_names(self) -> tuple[str, ...]:
-        if "divergence" in self.shift_set.kinds:
-            return tuple(TABLES)
-        return tuple(name for name in TABLES if name not in PAIR_TABLES)
+    @property
+    def _attributed(self) -> bool:
+        return self.configuration.audit.attribution
 
-    def _table_stage(self, name: str) -> StageReport:
+    def _table_names(self, tables: Mapping[str, Build]) -> tuple[str, ...]:
+        if "divergence" in self.shift_set.kinds:
+            return tuple(tables)
+        return tuple(name for name in tables if name not in PAIR_TABLES)
+
+    def _table_stage(self, name: str, tables: Mapping[str, Build]) -> StageReport:
         inputs = [
             name,
             self._capture_inputs(),
@@ -253,12 +298,22 @@ class Experiment(LoadedRun):
             asdict(self.configuration.measurement),
             self.configuration.training.beta if name in GRADIENT_TABLES else None,
         ]
-        build: Callable[[MeasurementInputs], pd.DataFrame] = TABLES[name]
 
         def run() -> list[Path]:
-            return [self.directory.write_table(name, build(self._measurement_inputs))]
+            return [self.directory.write_table(name, tables[name](self._measurement_inputs))]
 
         return self.directory.stage(f"tables/{name}", inputs, run)
+
+    def _other_captures_stage(self) -> StageReport:
+        inputs = [
+            self._capture_inputs(),
+            self.directory.output_hashes("capture"),
+            asdict(self.configuration.measurement),
+            self.configuration.audit.unrelated_prompts,
+        ]
+        return self.directory.stage(
+            OTHER_CAPTURES, inputs, lambda: capture_others(self, self._measurement_inputs)
+        )
 
     @cached_property
     def _measurement_inputs(self) -> MeasurementInputs:
@@ -270,5 +325,7 @@ class Experiment(LoadedRun):
             load_encoded=lambda: [encode_pair(self.pair.tokenizer, item) for item in pairs or ()],
             configuration=self.configuration.measurement,
             beta=self.configuration.training.beta,
+            checkpoints=self.checkpoints,
+            load_controls=self.controls,
             progress=self.progress,
         )

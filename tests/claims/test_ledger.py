@@ -12,9 +12,11 @@ from dsteer_tl import plots
 from dsteer_tl.claims import LEDGER, Verdict, judge, ledger_markdown, ledger_text
 from dsteer_tl.claims.text import number
 from dsteer_tl.experiment.figures import _plots
+from dsteer_tl.experiment.stressing import MODEL_VERDICTS
 from dsteer_tl.experiment.study import STUDY_TABLES
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES
-from dsteer_tl.measurements import PAIR_TABLES, TABLES
+from dsteer_tl.measurements import AUDIT_TABLES, PAIR_TABLES, TABLES
+from dsteer_tl.stress.settings import STRESS_TESTS
 from tests import runs
 from tests.claims import planted
 from tests.claims.planted import row, shift_tables
@@ -243,20 +245,23 @@ def test_row_13(v_star: float, bias: float, random: float, verdict: Verdict) -> 
 
 def test_without_tables_nothing_is_run_and_each_row_says_why() -> None:
     results = judge({})
-    assert [found.id for found in results] == [*range(1, 19), *range(20, 31)]
+    assert [found.id for found in results] == list(range(1, 37))
     for claim, found in zip(LEDGER, results, strict=True):
         assert found.verdict is Verdict.NOT_RUN
         assert found.measured is None
         assert all(name in found.reason for name in claim.tables)
-        assert ("needs preference pairs" in found.reason) == (claim.id <= 5)
+        assert ("needs preference pairs" in found.reason) == (claim.id in {*range(1, 6), 19})
+        assert ("needs a stress test" in found.reason) == (claim.id >= 31)
 
 
 @pytest.mark.parametrize("claim", LEDGER, ids=lambda claim: str(claim.id))
 def test_tables_and_figures_of_a_claim_exist(claim: object) -> None:
-    assert set(claim.tables) <= {*TABLES, *SWEEP_TABLES, *STUDY_TABLES}  # type: ignore[attr-defined]
+    known = {*TABLES, *AUDIT_TABLES, *SWEEP_TABLES, *STUDY_TABLES, MODEL_VERDICTS}
+    known |= {f"stress_{name}" for name in STRESS_TESTS}
+    assert set(claim.tables) <= known  # type: ignore[attr-defined]
     assert claim.figure in {*_plots(), *plots.__all__}  # type: ignore[attr-defined]
     needs_pairs = bool(set(claim.tables) & PAIR_TABLES)  # type: ignore[attr-defined]
-    assert needs_pairs == (claim.id <= 5)  # type: ignore[attr-defined]
+    assert needs_pairs == (claim.id in {*range(1, 6), 19})  # type: ignore[attr-defined]
 
 
 def test_a_grid_without_one_leaves_row_13_out() -> None:

@@ -19,7 +19,8 @@ from dsteer_tl.experiment.configuration import (
     merge,
     preset_settings,
 )
-from dsteer_tl.experiment.figures import claim_stage, draw_figures
+from dsteer_tl.experiment.figures import draw_figures
+from dsteer_tl.experiment.judging import claim_stage
 from dsteer_tl.experiment.probing import with_enough_prompts
 from dsteer_tl.experiment.stages import Experiment
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES
