@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 export OMP_WAIT_POLICY := PASSIVE
 export OPENBLAS_NUM_THREADS ?= 1
 
-.PHONY: help reproduce test lint bench figures clean
+.PHONY: help reproduce test lint bench figures docs clean
 
 help:
 	@echo "make reproduce   the whole story on the embedded model: DPO, figures, ledger (OUT=runs/tales)"
@@ -23,6 +23,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make bench       ratios against the floor, into figures/benchmarks.json"
 	@echo "make figures     copy the PNGs and tables of OUT into figures/"
+	@echo "make docs        the documentation site, into build/site"
 	@echo "make clean       remove environments and caches (runs are kept)"
 
 # torch goes first and alone: with it in place no later requirement asks for another build.
@@ -30,7 +31,7 @@ $(VENV)/installed: pyproject.toml requirements.lock
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "dsteer_tl needs Python 3.11 or newer, found %d.%d: set PYTHON=…" % sys.version_info[:2]'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[images,peft,judge,export,test,lint]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[images,peft,judge,export,test,lint,docs]'
 	@touch $@
 
 reproduce: $(VENV)/installed
@@ -49,6 +50,10 @@ bench: $(VENV)/installed
 
 figures: $(VENV)/installed
 	$(BIN)/python analyses/publish_figures.py $(OUT) figures
+
+# Material announces its own successor on every build; nothing here depends on it.
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
 
 clean:
 	rm -rf $(VENV) .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

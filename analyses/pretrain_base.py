@@ -10,6 +10,9 @@
 # python analyses/pretrain_base.py --from-hub       --output-folder build/tales-base
 # ```
 #
+# `--architecture gpt2` or `gpt_neox` with `--layers 6 --hidden-size 128 --steps 1200` gives the small
+# siblings that the stress test over models compares with; they do not ship.
+#
 # `DATA` holds `text/*.jsonl.gz` (one `{"text": …}` a line) and
 # `preferences/hh_{harmless,helpful}_base_test.jsonl.gz`. The run can be stopped at any time and
 # continues from its last checkpoint. The learning rate is flat and falls linearly over the last
@@ -38,7 +41,14 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 logger = logging.getLogger("pretrain_base")
 
@@ -61,6 +71,7 @@ HH_TRAINING_SHARE = 0.8
 class Recipe:
     """Everything that decides the weights, saved beside them."""
 
+    architecture: str = "llama"
     vocab_size: int = 4096
     hidden_size: int = 192
     intermediate_size: int = 512
@@ -212,28 +223,47 @@ def batches(
 
 
 # %%
-def build_model(recipe: Recipe) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=recipe.vocab_size,
-        hidden_size=recipe.hidden_size,
-        intermediate_size=recipe.intermediate_size,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.heads,
-        max_position_embeddings=recipe.context,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-        use_cache=False,
-    )
+def build_model(recipe: Recipe) -> PreTrainedModel:
+    shared = {
+        "vocab_size": recipe.vocab_size,
+        "tie_word_embeddings": recipe.architecture != "gpt_neox",
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+        "use_cache": False,
+    }
+    if recipe.architecture == "gpt2":
+        config = GPT2Config(
+            n_embd=recipe.hidden_size,
+            n_inner=recipe.intermediate_size,
+            n_layer=recipe.layers,
+            n_head=recipe.heads,
+            n_positions=recipe.context,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            **shared,
+        )
+    else:
+        kind = {"llama": LlamaConfig, "gpt_neox": GPTNeoXConfig}[recipe.architecture]
+        config = kind(
+            hidden_size=recipe.hidden_size,
+            intermediate_size=recipe.intermediate_size,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            max_position_embeddings=recipe.context,
+            **shared,
+        )
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(config)
+    return AutoModelForCausalLM.from_config(config)
 
 
-def build_optimizers(model: LlamaForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: PreTrainedModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for embeddings and norms."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    embeddings = [p for n, p in model.named_parameters() if "embed" in n]
+    outside = ("embed", "wte", "wpe", "lm_head")
+    named = [(any(part in n for part in outside), p) for n, p in model.named_parameters()]
+    matrices = [p for embedding, p in named if p.ndim == 2 and not embedding]
+    embeddings = [p for embedding, p in named if p.ndim == 2 and embedding]
     norms = [p for p in model.parameters() if p.ndim == 1]
     return [
         torch.optim.Muon(
@@ -277,7 +307,7 @@ def held_out_loss(model: torch.nn.Module, documents: list[np.ndarray], context: 
 
 # %%
 def save_checkpoint(
-    path: Path, step: int, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer]
+    path: Path, step: int, model: PreTrainedModel, optimizers: list[torch.optim.Optimizer]
 ) -> None:
     temporary = path.with_suffix(".partial")
     torch.save(
@@ -298,7 +328,7 @@ def train(
     folder: Path,
     *,
     evaluate_every: int = 250,
-) -> LlamaForCausalLM:
+) -> PreTrainedModel:
     model = build_model(recipe)
     optimizers = build_optimizers(model, recipe)
     checkpoint, log = folder / "checkpoint.pt", folder / "training.jsonl"
@@ -360,6 +390,10 @@ def main() -> None:
     source.add_argument("--text-folder", type=Path)
     source.add_argument("--from-hub", action="store_true")
     parser.add_argument("--output-folder", type=Path, required=True)
+    parser.add_argument("--architecture", choices=("llama", "gpt2", "gpt_neox"), default="llama")
+    parser.add_argument("--layers", type=int, default=Recipe.layers)
+    parser.add_argument("--hidden-size", type=int, default=Recipe.hidden_size)
+    parser.add_argument("--heads", type=int, default=Recipe.heads)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--learning-rate", type=float, default=Recipe.learning_rate)
     parser.add_argument("--evaluate-every", type=int, default=250)
@@ -367,7 +401,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
-    recipe = Recipe(steps=arguments.steps, learning_rate=arguments.learning_rate)
+    recipe = Recipe(
+        architecture=arguments.architecture,
+        layers=arguments.layers,
+        hidden_size=arguments.hidden_size,
+        heads=arguments.heads,
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+    )
     folder: Path = arguments.output_folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
