@@ -26,6 +26,7 @@ QUICK = (
     "measurement.patching_pairs=8",
     "measurement.coefficients=[0.0, 0.5, 1.0]",
     "measurement.ranks=[1, 2, 4]",
+    "audit.unrelated_prompts=8",
     "sweep.prompts=3",
     "sweep.interpolate=[-1.0, 0.0, 1.0]",
     "sweep.invert=[0.0, 1.0]",
@@ -114,6 +115,7 @@ def reproduce_arguments(base: Path, out: Path, *more: str) -> list[str]:
         "training.batch_size=4",
         "training.evaluate_every=2",
         "toxicity.enabled=false",
+        "audit.multiverse=false",
         *more,
     ]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from dsteer_tl import capture
 from dsteer_tl.capture import CaptureConfiguration
 from dsteer_tl.cli import main
-from dsteer_tl.experiment import stages
+from dsteer_tl.experiment import main_stages
 from dsteer_tl.files import hash_file
 from tests import runs
 from tests.models import policy_of, random_model, save_checkpoint, tiny_tokenizer
@@ -356,7 +356,9 @@ def test_an_interrupted_capture_continues_at_its_last_shard(
         return original(models, probes, *more)
 
     monkeypatch.setattr(
-        stages, "CaptureConfiguration", functools.partial(CaptureConfiguration, shard_sequences=2)
+        main_stages,
+        "CaptureConfiguration",
+        functools.partial(CaptureConfiguration, shard_sequences=2),
     )
     monkeypatch.setattr(capture, "_capture_shard", interrupted)
     out = tmp_path / "run"

@@ -25,6 +25,7 @@ SETTINGS = (
     "measurement.patching_pairs=6",
     "measurement.coefficients=[0.0, 0.5, 1.0]",
     "measurement.ranks=[1, 2]",
+    "audit.unrelated_prompts=8",
     "sweep.prompts=4",
     "sweep.max_new_tokens=8",
     "sweep.interpolate=[-1.0, 0.0, 1.0, 2.0]",

@@ -20,17 +20,26 @@ from dsteer_tl.experiment.configuration import (
     preset_settings,
 )
 from dsteer_tl.experiment.figures import draw_figures
-from dsteer_tl.experiment.judging import claim_stage
+from dsteer_tl.experiment.judging import MULTIVERSE, claim_stage
+from dsteer_tl.experiment.other_captures import OTHER_CAPTURES
 from dsteer_tl.experiment.probing import with_enough_prompts
 from dsteer_tl.experiment.stages import Experiment
 from dsteer_tl.experiment.sweeping import SWEEP_TABLES
 from dsteer_tl.files import hash_file
-from dsteer_tl.measurements import GRADIENT_TABLES, PAIR_TABLES, TABLES
+from dsteer_tl.measurements import AUDIT_TABLES, GRADIENT_TABLES, PAIR_TABLES, TABLES
 from dsteer_tl.positions import Probe
 from tests import runs
 
 SWEEP_STAGES = {"sweep/held_out", "tables/sweep"}
-PAIR_STAGES = {"preferences", "capture", *(f"tables/{name}" for name in TABLES), *SWEEP_STAGES}
+#: Every table of a run, made by the stages or judged after them.
+ALL_TABLES = {*TABLES, *AUDIT_TABLES}
+PAIR_STAGES = {
+    "preferences",
+    "capture",
+    *(f"tables/{name}" for name in ALL_TABLES),
+    *SWEEP_STAGES,
+    OTHER_CAPTURES,
+}
 
 
 @pytest.fixture
@@ -95,7 +104,7 @@ def test_beta_touches_gradients_and_rewards_alone(copy: Path) -> None:
 
 def test_more_draws_touch_no_capture(copy: Path) -> None:
     changed = redone(experiment(copy, measurement={"draws": 30}))
-    assert changed == {f"tables/{name}" for name in TABLES}
+    assert changed == {*(f"tables/{name}" for name in ALL_TABLES), OTHER_CAPTURES}
 
 
 def test_training_settings_train_again_on_the_same_pairs(stories260k: Path, tmp_path: Path) -> None:
@@ -112,10 +121,11 @@ def test_training_settings_train_again_on_the_same_pairs(stories260k: Path, tmp_
 def test_other_position_kinds_capture_again_and_leave_no_old_tables(copy: Path) -> None:
     found = experiment(copy, measurement={"position_kinds": ["token.2"]})
     changed = redone(found)
-    left = set(TABLES) - PAIR_TABLES
-    assert changed == {"capture", *(f"tables/{name}" for name in left), *SWEEP_STAGES}
+    left = ALL_TABLES - PAIR_TABLES
+    stages = {"capture", OTHER_CAPTURES, *SWEEP_STAGES}
+    assert changed == stages | {f"tables/{name}" for name in left}
     tables = found.directory.tables()
-    assert set(tables) == left | set(SWEEP_TABLES)
+    assert set(tables) == left | {*SWEEP_TABLES, MULTIVERSE}
     assert set(tables["shifts"]["position_kind"]) == {"token.2"}
     results = {result.id: result for result in claim_stage(found.directory)}
     assert results[1].verdict == "NOT RUN"
@@ -129,11 +139,16 @@ def test_other_position_kinds_capture_again_and_leave_no_old_tables(copy: Path) 
 def test_the_manifest_explains_the_run(stories260k: Path) -> None:
     folder = runs.pair_run(stories260k)
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    assert set(manifest["stages"]) == PAIR_STAGES | {"claims", "figures"}
+    assert set(manifest["stages"]) == PAIR_STAGES | {
+        "claims",
+        "figures",
+        "tables/multiverse",
+        "report",
+    }
     for entry in manifest["stages"].values():
         for name, digest in entry["outputs"].items():
             assert hash_file(folder / name) == digest
-    names = ("preferences", "sampling", "training", "measurement", "toxicity")
+    names = ("preferences", "sampling", "training", "measurement", "toxicity", "stress")
     assert manifest["seeds"] == dict.fromkeys(names, 0)
     assert manifest["versions"]["torch"]
     assert manifest["hardware"]["cpu_cores"] >= 1
@@ -147,7 +162,7 @@ def test_the_manifest_explains_the_run(stories260k: Path) -> None:
 
 def test_one_configuration_gives_one_result(stories260k: Path) -> None:
     first, second = (runs.reproduced(stories260k, number) for number in (1, 2))
-    expected = (*TABLES, *SWEEP_TABLES, "training", "formation")
+    expected = (*ALL_TABLES, *SWEEP_TABLES, MULTIVERSE, "training", "formation")
     assert set(hashes(first)) == {f"{name}.parquet" for name in expected}
     for path in sorted(first.glob("tables/*.parquet")):
         pd.testing.assert_frame_equal(
@@ -193,13 +208,13 @@ def test_reproduction_draws_every_figure(stories260k: Path) -> None:
 def test_prompts_alone_leave_the_rows_on_pairs_out(stories260k: Path) -> None:
     folder = runs.prompt_run(stories260k)
     rows = {row["id"]: row for row in json.loads((folder / "claims.json").read_text("utf-8"))}
-    for number in (1, 2, 3, 4, 5):
+    for number in (1, 2, 3, 4, 5, 19):
         assert rows[number]["verdict"] == "NOT RUN"
         assert rows[number]["reason"].startswith("needs preference pairs")
     for number in (6, 7, 8, 9, 10, 13, 18):
         assert rows[number]["verdict"] != "NOT RUN"
     found = {path.stem for path in folder.glob("tables/*.parquet")}
-    assert found == set(TABLES) - PAIR_TABLES | set(SWEEP_TABLES)
+    assert found == ALL_TABLES - PAIR_TABLES | {*SWEEP_TABLES, MULTIVERSE}
 
 
 def test_an_experiment_on_a_file_of_preferences(stories260k: Path, tmp_path: Path) -> None:

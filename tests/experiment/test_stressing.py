@@ -97,7 +97,7 @@ def test_a_second_run_keeps_the_tables_of_tests_it_was_not_asked_for(
 def test_tables_of_other_residuals_do_not_stay(copy: Path, built: list[str]) -> None:
     run = experiment(copy, tests=["prompts"])
     run.stress()
-    later = stressing.StressRun.of(experiment(copy, tests=[]), run._capture_inputs())
+    later = stressing.StressRun.of(experiment(copy, tests=[]), run.capture_keys())
     assert "stress_prompts" in stressing.stress_tables(later)
     other = dataclasses.replace(later, keys="other residuals")
     assert "stress_prompts" not in stressing.stress_tables(other)
