@@ -169,6 +169,8 @@ class Report:
 
     directory: tyro.conf.Positional[Path]
     """Run directory."""
+    images: bool = True
+    """Make PNG images where kaleido and a browser are there."""
 
 
 @dataclass(frozen=True, kw_only=True)

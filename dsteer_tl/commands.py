@@ -200,7 +200,7 @@ def _report(command: Report) -> None:
     directory = RunDirectory.open(command.directory)
     claim_stage(directory)
     multiverse_stage(directory)
-    figure_stage(directory)
+    figure_stage(directory, images=None if command.images else False)
     directory.drop(REPORT)
     report_stage(directory)
     _show(f"{directory / 'report.html'}")

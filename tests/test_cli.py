@@ -50,7 +50,10 @@ def test_help_names_every_command() -> None:
         check=True,
         timeout=120,
     )
-    for command in ("reproduce", "train", "analyze", "sweep", "check", "figures", "presets"):
+    for command in (
+        *("reproduce", "train", "analyze", "sweep", "toxicity", "stress", "check"),
+        *("figures", "report", "verify", "compare", "presets"),
+    ):
         assert command in found.stdout
 
 
@@ -124,7 +127,7 @@ def test_a_finished_run_is_up_to_date(
     caplog.clear()
     assert main(runs.pair_arguments(stories260k, runs.perturbed_policy(stories260k), out)) == 0
     shown = capsys.readouterr().out
-    assert "0 stages in 0 s, 24 up to date" in shown
+    assert "0 stages in 0 s, 34 up to date" in shown
     assert "verdict" in shown
     assert "capture: up to date" in caplog.text
 
@@ -161,6 +164,61 @@ def test_figures_of_a_copy(
     copy = shutil.copytree(runs.prompt_run(stories260k), tmp_path / "run")
     assert main(["figures", str(copy), "--no-images"]) == 0
     assert f"files in {copy / 'figures'}" in capsys.readouterr().out
+
+
+def test_the_report_is_rebuilt_and_the_run_is_intact(
+    stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(runs.pair_run(stories260k), tmp_path / "run")
+    report = copy / "report.html"
+    # The pair run was made without images, which a rebuilt report would have.
+    assert main(["figures", str(copy), "--no-images"]) == 0
+    assert main(["report", str(copy), "--no-images"]) == 0
+    first = report.read_bytes()
+    report.unlink()
+    assert main(["report", str(copy), "--no-images"]) == 0
+    assert report.read_bytes() == first
+    assert str(report) in capsys.readouterr().out
+    assert main(["verify", str(copy)]) == 0
+    assert "0 altered, 0 missing" in capsys.readouterr().out
+
+
+def test_verify_names_what_was_altered(
+    stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(runs.pair_run(stories260k), tmp_path / "run")
+    (copy / "tables" / "mass.parquet").write_bytes(b"altered")
+    (copy / "tables" / "clouds.parquet").unlink()
+    assert main(["verify", str(copy)]) == 2
+    shown = capsys.readouterr()
+    assert "tables/mass.parquet" in shown.out
+    assert "tables/clouds.parquet" in shown.out
+    assert shown.err.startswith("dsteer: ")
+    assert "Traceback" not in shown.err
+
+
+def test_compare_puts_runs_side_by_side(
+    stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [str(runs.pair_run(stories260k)), str(runs.prompt_run(stories260k))]
+    page = tmp_path / "comparison.html"
+    assert main(["compare", *folders, "--out", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "pair_run" in shown
+    assert "prompt_run" in shown
+    assert "Shifts are nearly parallel" in page.read_text("utf-8")
+    assert main(["compare", folders[0]]) == 2
+    assert "dsteer: " in capsys.readouterr().err
+
+
+def test_stress_tests_that_do_not_exist(
+    stories260k: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(runs.pair_run(stories260k), tmp_path / "run")
+    assert main(["stress", str(copy), "--test", "colour"]) == 2
+    assert "stress.tests names 'colour', expected some of embeddings" in capsys.readouterr().err
+    assert main(["stress", str(copy), "--test", "losses"]) == 2
+    assert "recipe" in capsys.readouterr().err
 
 
 def test_the_console_script_exits_with_the_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from math import nan
 
 import pandas as pd
 
+from dsteer_tl.claims.choices import DEFAULT, EVERY, View
 from dsteer_tl.claims.claim import Claim
 from dsteer_tl.claims.ledger import LEDGER, judge
 from dsteer_tl.claims.selection import at
 from dsteer_tl.claims.verdicts import ClaimResult, Tables, Verdict
-from dsteer_tl.claims.views import DEFAULT, EVERY, View
 
 COLUMNS = (
     "id",

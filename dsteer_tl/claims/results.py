@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import SupportsIndex, overload
 
-from dsteer_tl.claims.text import ledger_text, number
+from dsteer_tl.claims.text import ledger_text, measured_text, number
 from dsteer_tl.claims.verdicts import ClaimResult
 from dsteer_tl.notebook import Markup, badge, escaped, facts, folded, grid, small, stacked
 
@@ -74,9 +74,7 @@ def _statement(result: ClaimResult) -> str:
 
 
 def _measured(result: ClaimResult) -> Markup:
-    text = number(result.measured)
-    if result.ci is not None:
-        text += f" [{number(result.ci[0])}, {number(result.ci[1])}]"
+    text = measured_text(result.measured, result.ci)
     return Markup(f"{escaped(text)} {small(result.unit)}")
 
 

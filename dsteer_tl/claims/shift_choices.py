@@ -104,6 +104,7 @@ def at_kind(tables: Tables, kind: str) -> dict[str, pd.DataFrame]:
 
 
 def site_views(tables: Tables) -> Iterator[View]:
+    """The other side of the final norm, where the run has captured it."""
     rows = frozenset(row for row in _AT_H if len(tables.get(_KINDS[row], ())))
     if rows and _last_resid_post(tables[_KINDS[min(rows)]]):
         yield View(
@@ -119,6 +120,7 @@ def site_views(tables: Tables) -> Iterator[View]:
 
 
 def centring_views(tables: Tables) -> Iterator[View]:
+    """Spectra without the mean."""
     rows = frozenset(row for row in CENTRED if len(tables.get(_KINDS[row], ())))
     if rows:
         yield View(dimension="centring", choice="centred", tables=centred(tables), rows=rows)
@@ -130,6 +132,7 @@ def _default_kind(row: int, table: pd.DataFrame) -> str:
 
 
 def position_views(tables: Tables) -> Iterator[View]:
+    """Each position kind that a row is not measured at by default."""
     rows: dict[str, set[int]] = {}
     for row, name in _KINDS.items():
         table = tables.get(name, pd.DataFrame())

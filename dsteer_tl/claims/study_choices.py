@@ -19,6 +19,7 @@ _PLACES = {
 
 
 def study_views(tables: Tables) -> Iterator[View]:
+    """The other place, texts of the other source, the direct effect, and smaller scales."""
     for row, (name, default, other) in _PLACES.items():
         table = tables.get(name, pd.DataFrame())
         if len(table) and len(moved := at(table, place=other)):

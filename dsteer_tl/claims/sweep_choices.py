@@ -16,6 +16,7 @@ _SWEEP_ROWS = frozenset({11, 12, 14, 15, 17})
 
 
 def sweep_views(tables: Tables) -> Iterator[View]:
+    """Other sites, controls matched by KL, each suite alone, each family of metrics alone."""
     sweep, metrics = (tables.get(name, pd.DataFrame()) for name in ("sweep", "sweep_metrics"))
     if not len(sweep) or not len(metrics):
         return

@@ -18,13 +18,11 @@ def number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
-def _measured(result: ClaimResult) -> str:
-    if result.measured is None:
-        return "–"
-    text = number(result.measured)
-    if result.ci is not None:
-        text += f" [{number(result.ci[0])}, {number(result.ci[1])}]"
-    return text
+def measured_text(value: float | None, ci: tuple[float, float] | None) -> str:
+    """A measured value with its interval, as "0.69 [0.68, 0.7]"; a dash where there is none."""
+    if value is None or ci is None:
+        return number(value)
+    return f"{number(value)} [{number(ci[0])}, {number(ci[1])}]"
 
 
 def ledger_text(results: Sequence[ClaimResult], width: int | None = None) -> str:
@@ -41,7 +39,7 @@ def ledger_text(results: Sequence[ClaimResult], width: int | None = None) -> str
             str(result.id),
             wrapped[0],
             published[0],
-            _measured(result),
+            measured_text(result.measured, result.ci),
             number(result.null),
             result.verdict.value,
         )
@@ -93,7 +91,7 @@ def ledger_markdown(results: Sequence[ClaimResult], *, reasons: bool = True) -> 
             str(result.id),
             result.statement,
             result.published,
-            _measured(result) + unit,
+            measured_text(result.measured, result.ci) + unit,
             null,
             f"**{result.verdict.value}**",
         ]

@@ -20,12 +20,11 @@ import psutil
 
 from dsteer_tl.errors import RunError
 from dsteer_tl.files import hash_content, hash_file, read_json, replacing, write_json
+from dsteer_tl.manifest import MANIFEST, MANIFEST_FORMAT
 from dsteer_tl.notebook import run_html
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-_FORMAT = 1
 _PACKAGES = (
     "dsteer-tl",
     "torch",
@@ -80,13 +79,13 @@ class RunDirectory:
         """The manifest, or an empty one."""
         path = self.path / MANIFEST
         if not path.is_file():
-            return {"format": _FORMAT, "stages": {}}
+            return {"format": MANIFEST_FORMAT, "stages": {}}
         content: dict[str, Any] = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
             raise RunError(f"{path} is no manifest of a run: it has no stages")
-        if content.get("format") != _FORMAT:
+        if content.get("format") != MANIFEST_FORMAT:
             raise RunError(
-                f"{path} has format {content.get('format')!r}, this version reads {_FORMAT}: use "
+                f"{path} has format {content.get('format')!r}, this version reads {MANIFEST_FORMAT}: use "
                 "another --out"
             )
         return content
@@ -120,7 +119,7 @@ class RunDirectory:
             inputs: Everything that decides the outputs, as JSON-like content.
             run: Does the work and returns the files it wrote, all inside the directory.
         """
-        key = hash_content([_FORMAT, name, inputs])
+        key = hash_content([MANIFEST_FORMAT, name, inputs])
         if self.is_current(name, key):
             logger.info("%s: up to date", name)
             return StageReport(name, ran=False, seconds=0.0)

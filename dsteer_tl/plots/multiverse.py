@@ -7,8 +7,10 @@ from collections.abc import Collection
 import pandas as pd
 import plotly.graph_objects as go
 
-from dsteer_tl.claims import LEDGER, Verdict
+from dsteer_tl.claims import Verdict
+from dsteer_tl.claims.choices import DEFAULT, DIMENSIONS, EVERY
 from dsteer_tl.errors import ShapeError
+from dsteer_tl.plots.claim_labels import claim_label, number_ranges
 from dsteer_tl.plots.labels import escape_text
 from dsteer_tl.plots.panels import add_note, legend_rows
 from dsteer_tl.plots.tables import check_table
@@ -36,46 +38,10 @@ _LOOKS = {
     Verdict.UNTESTABLE: (PURPLE, "U"),
     Verdict.NOT_RUN: ("#FFFFFF", "–"),
 }
-_DEFAULT, _EVERY = "default", "all"
-_STATEMENTS = {claim.id: claim.statement for claim in LEDGER}
-#: What a claim is about, short enough for the margin; others show how their statement begins.
-_SHORT = {
-    1: "log-odds linear in h",
-    2: "DPO gradient along −v",
-    3: "one preference direction",
-    4: "⟨h, v⟩ always rises",
-    5: "v* is e_w − e_l",
-    6: "shifts parallel to v*",
-    7: "update of rank one",
-    8: "u₁ is v*",
-    9: "entropy collapses",
-    10: "change in the last layers",
-    11: "metrics rise with λ",
-    12: "BLEU, ROUGE-L fall",
-    13: "policy − v* is the base",
-    14: "steering shift",
-    15: "collapse at large λ",
-    16: "removing is non-monotone",
-    17: "base refuses more often",
-    18: "shifts lie on u₁",
-    20: "linear probe",
-    21: "value vectors promote",
-    22: "subtracting reduces",
-    23: "DPO reduces toxicity",
-    24: "weights barely move",
-    25: "activations drop",
-    26: "one linear offset δ",
-    27: "value vectors add up to δ",
-    28: "keys ×10 undo DPO",
-    29: "toxic tokens suppressed",
-    30: "neurons explain little",
-}
 
 _CELL, _ROW, _GROUP_GAP = 17.0, 19.0, 0.45
 _LEFT, _RIGHT, _BAR, _BAR_GAP = 166, 8, 62, 12
 _LETTER = 4.8
-#: Characters of a label that fit the left margin.
-_LONGEST = 29
 
 
 def multiverse(table: pd.DataFrame, ids: Collection[int] | None = None) -> go.Figure:
@@ -104,8 +70,8 @@ def multiverse(table: pd.DataFrame, ids: Collection[int] | None = None) -> go.Fi
             f"{int(table['default'].sum())} default rows; expected at least one of each: judge a "
             "run that has tables"
         )
-    single = table[(table["dimension"] != _EVERY) & table["id"].isin(shown)]
-    every = table[(table["dimension"] == _EVERY) & table["applies"] & table["id"].isin(shown)]
+    single = table[(table["dimension"] != EVERY) & table["id"].isin(shown)]
+    every = table[(table["dimension"] == EVERY) & table["applies"] & table["id"].isin(shown)]
     places, groups = _places(single)
     figure = go.Figure(layout={"template": TEMPLATE_NAME})
     rows = {number: index for index, number in enumerate(shown)}
@@ -168,9 +134,7 @@ def _width(places: dict[tuple[str, str], float], *, with_shares: bool) -> float:
 
 def _by_dimension(columns: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The default first, then dimensions as the claims name them, then any others."""
-    from dsteer_tl.claims.views import DIMENSIONS
-
-    known = (_DEFAULT, *DIMENSIONS)
+    known = (DEFAULT, *DIMENSIONS)
     return sorted(
         columns, key=lambda column: known.index(column[0]) if column[0] in known else len(known)
     )
@@ -227,14 +191,14 @@ def _lay_out(
     head = int(_LETTER * max(map(len, names))) + 14
     body = int(_ROW * len(ids))
     notes = ["thick border: another verdict than the default"]
-    notes += [f"no verdict by any choice: rows {_ranges(left_out)}"] if left_out else []
+    notes += [f"no verdict by any choice: rows {number_ranges(left_out)}"] if left_out else []
     bottom = 16 * len(notes) + 12
     across = WIDTH - _LEFT - _RIGHT
     wide = _width(places, with_shares=len(counts) > 0)
     axis = {
         "range": [len(ids) - 0.5, -0.5],
         "tickvals": list(range(len(ids))),
-        "ticktext": [_claim(number) for number in ids],
+        "ticktext": [claim_label(number) for number in ids],
         "ticks": "",
         "showline": False,
         "tickfont": {"size": TICK_SIZE},
@@ -304,24 +268,4 @@ def _span(counts: list[int]) -> str:
 
 
 def _label(dimension: str, choice: str) -> str:
-    return _DEFAULT if dimension == _DEFAULT else escape_text(f"{dimension}: {choice}")
-
-
-def _claim(number: int) -> str:
-    text = f"{_SHORT.get(number, _STATEMENTS.get(number, ''))}  {number}".strip()
-    if len(text) > _LONGEST:
-        kept = _LONGEST - len(f"…  {number}")
-        text = f"{text[:kept].rstrip()}…  {number}"
-    return escape_text(text)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers as text, runs of three or more as a range."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    parts = (f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-    return ", ".join(parts)
+    return DEFAULT if dimension == DEFAULT else escape_text(f"{dimension}: {choice}")

@@ -14,10 +14,10 @@ import yaml
 
 from dsteer_tl.errors import ConfigurationError, RunError
 from dsteer_tl.files import read_json
+from dsteer_tl.manifest import MANIFEST, MANIFEST_FORMAT
 
 #: Settings that say what a run is called and what to expect of it, and decide no number.
 _WORDS = ("name", "description", "expectation")
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +123,14 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
-        raise RunError(f"{folder} is no run directory: it has no manifest.json")
+        raise RunError(f"{folder} is no run directory: it has no {MANIFEST}")
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise RunError(f"{path} is no manifest of format {_FORMAT}: it is of another version")
+    if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
+        raise RunError(
+            f"{path} is no manifest of format {MANIFEST_FORMAT}: it is of another version"
+        )
     return content
 
 

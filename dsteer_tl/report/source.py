@@ -13,9 +13,9 @@ import pandas as pd
 from dsteer_tl.claims.verdicts import ClaimResult, Verdict
 from dsteer_tl.errors import RunError
 from dsteer_tl.files import hash_file, read_json
+from dsteer_tl.manifest import MANIFEST, MANIFEST_FORMAT
 from dsteer_tl.report.stored_figures import StoredFigure, read_figure
 
-_FORMAT = 1
 _REQUIRED = ("id", "statement", "source", "published", "target", "verdict")
 _TEXTS = ("statement", "source", "published", "target", "null_name", "unit", "reason", "figure")
 _REDRAW = "run dsteer figures on this directory, or restore the file"
@@ -91,17 +91,17 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         raise RunError(
-            f"{folder} is no run directory: it has no manifest.json; give the directory that "
+            f"{folder} is no run directory: it has no {MANIFEST}; give the directory that "
             "dsteer reproduce or dsteer analyze wrote"
         )
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise RunError(
-            f"{path} has format {found!r}, expected {_FORMAT}: it was altered, or written by "
+            f"{path} has format {found!r}, expected {MANIFEST_FORMAT}: it was altered, or written by "
             "another version"
         )
     stages = content.get("stages")
@@ -121,7 +121,7 @@ def _checked(path: Path, folder: Path, hashes: Mapping[str, str]) -> Path:
     expected = hashes.get(name)
     if expected is not None and path.is_file() and hash_file(path) != expected:
         raise RunError(
-            f"{path} does not have the content that manifest.json says: it was altered after the "
+            f"{path} does not have the content that {MANIFEST} says: it was altered after the "
             f"run wrote it; {_REDRAW}"
         )
     return path

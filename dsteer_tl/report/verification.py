@@ -7,33 +7,25 @@ elsewhere. That hash is part of the report.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
 from dsteer_tl.errors import RunError
 from dsteer_tl.files import hash_file, read_json
+from dsteer_tl.manifest import MANIFEST, MANIFEST_FORMAT, lies_inside
+from dsteer_tl.report.ledger_check import check_claims
 
 State = Literal["intact", "altered", "missing", "unlisted"]
 
-MANIFEST = "manifest.json"
 SETTINGS = "config.yaml"
-CLAIMS = "claims.json"
-_FORMAT = 1
 _STATES: tuple[State, ...] = ("intact", "altered", "missing", "unlisted")
 #: What no stage lists on purpose: answers of servers, and batches that a sweep goes on from.
 _WORK = frozenset({"cache", "parts"})
-_NOT_RUN = "NOT RUN"
-#: What a row says before anything is measured; where it differs, versions of the ledger do.
-_CLAIM = ("statement", "source", "published", "target", "figure")
-#: Numbers that are computed again on another machine differ in their last digits.
-_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +120,7 @@ def verify_run(
         notes.append(f"the manifest has no hash of {SETTINGS}, so that it was not checked")
     items = []
     for path, stage, digest in tqdm(listed, desc="verify", unit="file", disable=not progress):
-        if not _inside(root, path):
+        if not lies_inside(root, path):
             contradictions.append(
                 f"the manifest lists {path!r} for stage {stage!r}, which lies outside the run: it "
                 "was not read"
@@ -141,7 +133,8 @@ def verify_run(
         for path in _files_of(folder)
         if path not in known and path not in {SETTINGS, MANIFEST}
     ]
-    against, noted = _check_claims(folder, items, expected_claims)
+    drawn = any(item.stage == "figures" for item in items)
+    against, noted = check_claims(folder, expected_claims, drawn=drawn)
     return VerificationReport(
         folder=folder,
         manifest_hash=hash_file(folder / MANIFEST),
@@ -155,10 +148,10 @@ def _read_manifest(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, A
     if not (path := folder / MANIFEST).is_file():
         raise RunError(f"{folder} is no run directory: it has no {MANIFEST}")
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise RunError(
-            f"{path} has format {found!r}, this version reads {_FORMAT}: verify the run with the "
+            f"{path} has format {found!r}, this version reads {MANIFEST_FORMAT}: verify the run with the "
             "version that wrote it"
         )
     stages = content.get("stages")
@@ -174,13 +167,6 @@ def _read_manifest(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, A
             )
         outputs[name] = found
     return outputs, content
-
-
-def _inside(root: Path, path: str) -> bool:
-    plain = PurePosixPath(path)
-    if plain.is_absolute() or ".." in plain.parts or "\\" in path or "\0" in path or not path:
-        return False
-    return (root / path).resolve().is_relative_to(root)
 
 
 def _state(path: Path, digest: str) -> State:
@@ -203,82 +189,6 @@ def _files_of(folder: Path) -> Iterator[str]:
 
 def _is_work(folder: str) -> bool:
     return folder in _WORK or folder.startswith(".") or folder.endswith(".work")
-
-
-def _check_claims(
-    folder: Path,
-    items: Sequence[VerifiedFile],
-    expected: Sequence[Mapping[str, Any]] | None,
-) -> tuple[list[str], list[str]]:
-    """What speaks against the ledger, and what could not be asked of it."""
-    if not (folder / CLAIMS).is_file():
-        return [], [f"there is no {CLAIMS}: the run was not judged, so its ledger was not checked"]
-    try:
-        rows = _ledger(read_json(folder / CLAIMS))
-    except RunError as error:
-        return [str(error)], []
-    against, notes = [], []
-    if any(item.stage == "figures" for item in items):
-        against += [
-            f"row {number} of {CLAIMS} shows figure {row['figure']!r}, which is not there"
-            for number, row in sorted(rows.items())
-            if row.get("verdict") != _NOT_RUN and not _drawn(folder, row.get("figure"))
-        ]
-    else:
-        notes.append("figures were not drawn in this run, so that those of the ledger are missing")
-    if expected is None:
-        notes.append("the ledger was not judged again")
-        return against, notes
-    judged = _ledger([dict(row) for row in expected])
-    for number in sorted(rows.keys() & judged.keys()):
-        stored, found = rows[number], judged[number]
-        if any(stored.get(name) != found.get(name) for name in _CLAIM):
-            notes.append(f"row {number} of {CLAIMS} is of a ledger that puts the claim otherwise")
-        elif fields := _differing(stored, found):
-            against.append(f"row {number} of {CLAIMS} is not what its tables give: {fields}")
-    for numbers, what in (
-        (judged.keys() - rows.keys(), f"this version judges rows that {CLAIMS} lacks"),
-        (rows.keys() - judged.keys(), f"{CLAIMS} has rows that this version does not know"),
-    ):
-        if numbers:
-            notes.append(f"{what}: {', '.join(map(str, sorted(numbers)))}")
-    return against, notes
-
-
-def _drawn(folder: Path, name: object) -> bool:
-    """Whether a figure is there; a row without one needs none."""
-    path = f"figures/{name}.json"
-    return not name or (_inside(folder.resolve(), path) and (folder / path).is_file())
-
-
-def _ledger(content: Any) -> dict[int, Mapping[str, Any]]:
-    if not isinstance(content, list) or not all(
-        isinstance(row, dict) and isinstance(row.get("id"), int) for row in content
-    ):
-        raise RunError(f"{CLAIMS} holds no list of rows with an id each: it was altered")
-    return {row["id"]: row for row in content}
-
-
-def _differing(stored: Mapping[str, Any], judged: Mapping[str, Any]) -> str:
-    """Fields in which a row differs, with both values; empty where they agree."""
-    return "; ".join(
-        f"{name} is {_short(stored.get(name))}, expected {_short(value)}"
-        for name, value in judged.items()
-        if not _same(stored.get(name), value)
-    )
-
-
-def _same(one: Any, two: Any) -> bool:
-    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
-        return len(one) == len(two) and all(map(_same, one, two))
-    if isinstance(one, (int, float)) and isinstance(two, (int, float)):
-        return math.isclose(one, two, rel_tol=_TOLERANCE, abs_tol=1e-12)
-    return bool(one == two)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def verification_text(report: VerificationReport) -> str:

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from transformers.utils import logging as transformers_logging
 
 from dsteer_tl.claims import LEDGER, Verdict
+from dsteer_tl.claims.choices import DIMENSIONS
 from dsteer_tl.claims.multiverse import COLUMNS, flipping_choices, multiverse, verdict_shares
 from dsteer_tl.claims.selection import at, value_at
-from dsteer_tl.claims.views import (
-    DIMENSIONS,
+from dsteer_tl.claims.shift_choices import (
     LAST_RESID_POST,
     at_kind,
     at_last_resid_post,
     centred,
-    stored_views,
 )
+from dsteer_tl.claims.views import stored_views
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.measurements.other_captures import other_capture_tables
 from dsteer_tl.measurements.shift_statistics import shift_table
