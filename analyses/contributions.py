@@ -39,11 +39,11 @@ show(contributions(table), "contributions", run / "figures")
 
 # %%
 blocks = table[table["kind"].isin(["embed", "attention", "mlp"])]
-sums = blocks.pivot_table(
+numbers = blocks.pivot_table(
     index="position_kind", columns="kind", values="share", aggfunc="sum", sort=False
 )
-logger.info("%s", sums.round(3).to_string())
-sums
+logger.info("%s", numbers.round(3).to_string())
+numbers
 
 # %% [markdown]
 # The heads that write most, with the range of random directions.

@@ -32,8 +32,8 @@ logger = logging.getLogger("margin_ledger")
 run = RunDirectory.open(Path("runs/tales" if in_kernel() or not sys.argv[1:] else sys.argv[1]))
 
 # %%
-terms, ledger = run.table("margin_terms"), run.table("margin_ledger")
-show(margin_ledger(terms, ledger), "margin_ledger", run / "figures")
+terms, tokens = run.table("margin_terms"), run.table("margin_ledger")
+show(margin_ledger(terms, tokens), "margin_ledger", run / "figures")
 
 # %% [markdown]
 # Means over pairs in nats, with the share of the whole and what a random direction has.
@@ -45,11 +45,11 @@ logger.info("%s", numbers.to_string(float_format="%.3f"))
 numbers
 
 # %% [markdown]
-# How exact the ledger is: the largest difference of a token's terms from the change that the models
+# How exact the tokens is: the largest difference of a token's terms from the change that the models
 # themselves report, in nats, beside the largest change.
 
 # %%
-exactness = ledger[["error", "total"]].abs().max()
+exactness = tokens[["error", "total"]].abs().max()
 logger.info("%s", exactness.to_string(float_format="%.3g"))
 exactness
 
@@ -57,7 +57,7 @@ exactness
 # Which side the margin comes from: mean Δ ln p of a response.
 
 # %%
-sides = ledger.groupby(["side", "pair"])[["along", "off", "scale", "readout", "total"]].sum()
+sides = tokens.groupby(["side", "pair"])[["along", "off", "scale", "readout", "total"]].sum()
 sides = sides.groupby("side").mean()
 logger.info("%s", sides.to_string(float_format="%.3f"))
 sides

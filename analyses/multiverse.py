@@ -55,6 +55,6 @@ flips
 # The share of all combinations of choices with each verdict.
 
 # %%
-shares = verdict_shares(table).pivot_table(index="id", columns="verdict", values="share")
-logger.info("%s", shares.fillna(0.0).to_string(float_format="{:.2f}".format))
-shares
+numbers = verdict_shares(table).pivot_table(index="id", columns="verdict", values="share")
+logger.info("%s", numbers.fillna(0.0).to_string(float_format="{:.2f}".format))
+numbers

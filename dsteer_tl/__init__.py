@@ -16,10 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsteer_tl.capture import ShiftSet, capture_shifts
+    from dsteer_tl.capture import capture_shifts
     from dsteer_tl.claims import judge
     from dsteer_tl.directions import (
-        SteeringVector,
         mean_preference_vector,
         mean_shift_vector,
         principal_vector,
@@ -32,8 +31,10 @@ if TYPE_CHECKING:
     from dsteer_tl.plots.show import show
     from dsteer_tl.positions import probes_from_pairs, probes_from_prompts
     from dsteer_tl.preferences import PreferencePair, PreferenceSet, load_preferences
+    from dsteer_tl.shift_set import ShiftSet
     from dsteer_tl.steering import Decoding, Intervention, SweepPlan, SweepResult, plan_sweep
     from dsteer_tl.steering.sweep import sweep
+    from dsteer_tl.steering_vector import SteeringVector
     from dsteer_tl.training import TrainingConfiguration, train_dpo
 
 __version__ = "0.1.0"
@@ -52,8 +53,8 @@ _EXPORTS = {
     "probes_from_prompts": "dsteer_tl.positions",
     "probes_from_pairs": "dsteer_tl.positions",
     "capture_shifts": "dsteer_tl.capture",
-    "ShiftSet": "dsteer_tl.capture",
-    "SteeringVector": "dsteer_tl.directions",
+    "ShiftSet": "dsteer_tl.shift_set",
+    "SteeringVector": "dsteer_tl.steering_vector",
     "mean_shift_vector": "dsteer_tl.directions",
     "principal_vector": "dsteer_tl.directions",
     "mean_preference_vector": "dsteer_tl.directions",

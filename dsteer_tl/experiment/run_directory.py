@@ -85,8 +85,8 @@ class RunDirectory:
             raise RunError(f"{path} is no manifest of a run: it has no stages")
         if content.get("format") != MANIFEST_FORMAT:
             raise RunError(
-                f"{path} has format {content.get('format')!r}, this version reads {MANIFEST_FORMAT}: use "
-                "another --out"
+                f"{path} has format {content.get('format')!r}, this version reads "
+                f"{MANIFEST_FORMAT}: use another --out"
             )
         return content
 

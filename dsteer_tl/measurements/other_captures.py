@@ -35,7 +35,7 @@ from dsteer_tl.sites import FINAL
 Precision = Literal["float32", "bfloat16"]
 #: Gives base and policy in a precision, with the models captured beside them as controls.
 LoadModels = Callable[[Precision], tuple[ModelPair, Mapping[str, LensModel]]]
-#: Dimension and choice, as `dsteer_tl.claims.views` names them.
+#: Dimension and choice, as `dsteer_tl.claims.choices` names them.
 Choice = tuple[str, str]
 
 FIRST_HALF, SECOND_HALF, UNRELATED = "first half", "second half", "unrelated text"

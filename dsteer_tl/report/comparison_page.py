@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jinja2
 
-from dsteer_tl.claims.text import number
+from dsteer_tl.claims.text import measured_text, number
 from dsteer_tl.files import replacing
 from dsteer_tl.report.comparison import (
     ComparedRow,
@@ -140,12 +140,6 @@ def _facts(comparison: Comparison) -> tuple[tuple[str, tuple[str, ...]], ...]:
     )
 
 
-def _measured(row: ComparedRow) -> str:
-    """Value with its interval."""
-    text = number(row.measured)
-    return text if row.ci is None else f"{text} [{number(row.ci[0])}, {number(row.ci[1])}]"
-
-
 def _sections(comparison: Comparison) -> tuple[tuple[str, tuple[Difference, ...]], ...]:
     return (
         ("Settings that differ", comparison.settings),
@@ -158,7 +152,7 @@ def _terminal_cell(row: ComparedRow | None) -> str:
         return _NO_ROW
     if row.measured is None:
         return row.verdict
-    return f"{row.verdict}\n{_measured(row)}\nnull {number(row.null)}"
+    return f"{row.verdict}\n{measured_text(row.measured, row.ci)}\nnull {number(row.null)}"
 
 
 def _block(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -208,7 +202,7 @@ def _markdown_cell(row: ComparedRow | None) -> str:
         return _NO_ROW
     if row.measured is None:
         return row.verdict
-    return f"{row.verdict}: {_measured(row)}; null {number(row.null)}"
+    return f"{row.verdict}: {measured_text(row.measured, row.ci)}; null {number(row.null)}"
 
 
 def _page_cell(row: ComparedRow | None) -> dict[str, str] | None:
@@ -221,7 +215,7 @@ def _page_cell(row: ComparedRow | None) -> dict[str, str] | None:
         "word": verdict.word,
         "key": verdict.key,
         "mark": verdict.mark,
-        "measured": _measured(row) if measured else "",
+        "measured": measured_text(row.measured, row.ci) if measured else "",
         "unit": row.unit if measured else "",
         "null": number(row.null) if measured else "",
         "null_name": row.null_name if measured else "",

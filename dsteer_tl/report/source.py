@@ -101,8 +101,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise RunError(
-            f"{path} has format {found!r}, expected {MANIFEST_FORMAT}: it was altered, or written by "
-            "another version"
+            f"{path} has format {found!r}, expected {MANIFEST_FORMAT}: it was altered, or written "
+            "by another version"
         )
     stages = content.get("stages")
     if not isinstance(stages, dict) or not all(

@@ -151,8 +151,8 @@ def _read_manifest(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, A
     if not isinstance(content, dict) or content.get("format") != MANIFEST_FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise RunError(
-            f"{path} has format {found!r}, this version reads {MANIFEST_FORMAT}: verify the run with the "
-            "version that wrote it"
+            f"{path} has format {found!r}, this version reads {MANIFEST_FORMAT}: verify the "
+            "run with the version that wrote it"
         )
     stages = content.get("stages")
     if not isinstance(stages, dict):

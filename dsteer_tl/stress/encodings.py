@@ -287,13 +287,13 @@ def continuation_scores(inputs: StressInputs, ids: Sequence[Ids]) -> dict[str, V
         temperature=settings.temperature,
         seed=settings.seed,
     )
-    found = {
-        f"score_{name}": np.array(
-            score([decode(pair.tokenizer, row) for row in continue_prompts(lens, ids, decoding)]),
-            dtype=np.float64,
-        )
-        for name, lens in (("base", pair.base), ("policy", pair.policy))
-    }
+    width = max(map(len, ids)) + settings.max_new_tokens
+    rows = max(1, inputs.measurement.token_budget // width)
+    found = {}
+    for name, lens in (("base", pair.base), ("policy", pair.policy)):
+        written = continue_prompts(lens, ids, decoding, batch_rows=rows)
+        scores = score([decode(pair.tokenizer, row) for row in written])
+        found[f"score_{name}"] = np.array(scores, dtype=np.float64)
     return found | {"score_gap": found["score_policy"] - found["score_base"]}
 
 

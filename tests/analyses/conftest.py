@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from dsteer_tl.cli import main
+from dsteer_tl.experiment.run_directory import RunDirectory
+from tests.stress_tables import every_table
 
 #: The smallest settings that give every table rows.
 SETTINGS = (
@@ -25,7 +27,7 @@ SETTINGS = (
     "measurement.patching_pairs=6",
     "measurement.coefficients=[0.0, 0.5, 1.0]",
     "measurement.ranks=[1, 2]",
-    "audit.unrelated_prompts=8",
+    "audit.multiverse=false",
     "sweep.prompts=4",
     "sweep.max_new_tokens=8",
     "sweep.interpolate=[-1.0, 0.0, 1.0, 2.0]",
@@ -44,6 +46,7 @@ SETTINGS = (
     "toxicity.max_new_tokens=6",
     "toxicity.shuffled_pairs=false",
     "toxicity.draws=20",
+    "stress.tests=[]",
 )
 
 
@@ -53,4 +56,9 @@ def run_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "tales"
     arguments = ["reproduce", "--out", str(folder), "--quiet"]
     assert main([*arguments, "--no-images", "--set", *SETTINGS]) == 0
+    # Real ones train a dozen variants: tests/stress does that on tiny models.
+    directory = RunDirectory.open(folder)
+    for name, table in every_table().items():
+        directory.write_table(name, table)
+    assert main(["figures", str(folder), "--no-images"]) == 0
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
@@ -13,71 +12,7 @@ from dsteer_tl.plots.stress_models import stress_models
 from dsteer_tl.plots.stress_prompts import stress_prompts
 from dsteer_tl.plots.stress_turns import stress_turns
 from dsteer_tl.plots.theme import WIDTH
-
-
-def row(condition: str, statistic: str, value: float, *, site: str = "h") -> dict[str, object]:
-    control = condition.startswith(("random", "shuffled", "other", "isotropic", "benign_halves"))
-    control |= condition.endswith("random_weights")
-    return {
-        "test": "any",
-        "condition": condition,
-        "role": "control" if control else "measured",
-        "site": site,
-        "position_kind": "last_prompt",
-        "statistic": statistic,
-        "value": value,
-        "low": value - 0.1,
-        "high": value + 0.2,
-        "n": 12,
-    }
-
-
-def encodings() -> pd.DataFrame:
-    conditions = ("rot13", "morse<b>", "all", "random_tokens.rot13", "random_tokens.morse<b>")
-    conditions += ("random_tokens", "other_half")
-    rows = [row(name, "projection_ratio", 0.3 + 0.1 * i) for i, name in enumerate(conditions)]
-    gaps = ("plain", "rot13", "morse<b>", "all", "random_tokens")
-    return pd.DataFrame([*rows, *(row(name, "score_gap", 0.2, site="") for name in gaps)])
-
-
-def turns() -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            row(f"{name}.{turn}", statistic, turn + offset, site=site)
-            for offset, name in enumerate(("dialogue", "shuffled", "random_prefix"))
-            for turn in (1, 2, 3)
-            for statistic, site in (("projection", "h"), ("cosine", "h"), ("kl", ""))
-        ]
-        + [row("dialogue", "projection_slope", 1.0)]
-        + [row(f"dialogue.{turn}", "score_gap", 0.1, site="") for turn in (1, 2, 3)]
-    )
-
-
-def prompts() -> pd.DataFrame:
-    sets = ("benign", "harmful", "random_tokens", "benign.random_weights")
-    contrasts = ("harmful_to_benign", "random_tokens_to_benign", "benign_halves")
-    return pd.DataFrame(
-        [row(name, "relative_norm", 0.1 * i) for i, name in enumerate(sets, 1)]
-        + [row(name, "null_space_share", 0.5) for name in (*sets, "isotropic")]
-        + [row(name, "relative_norm_ratio", 1.5) for name in contrasts]
-        + [row(name, "subspace_overlap_centred", 0.5) for name in contrasts]
-        + [row("random_subspaces", "subspace_overlap", 0.05)]
-    )
-
-
-def models() -> tuple[pd.DataFrame, pd.DataFrame]:
-    runs = ("tales", "a run with quite a long <name>")
-    rows = [
-        row(run, statistic, 0.1 + index)
-        for index, run in enumerate(runs)
-        for statistic in ("cos_loo_mean", "sigma_ratio", "recovered")
-    ]
-    verdicts = [
-        {"run": run, "id": number, "verdict": verdict}
-        for index, run in enumerate(runs)
-        for number, verdict in ((1, "REPLICATED"), (6, ("PARTIAL", "NOT RUN")[index]))
-    ]
-    return pd.DataFrame(rows), pd.DataFrame(verdicts)
+from tests.stress_tables import encodings, models, prompts, turns
 
 
 def traces(figure: go.Figure, name: str) -> list[go.Scatter]:

@@ -11,56 +11,19 @@ import pytest
 
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.plots.stress_axes import stress_axes
-from dsteer_tl.plots.stress_variants import VARIANT_COLUMNS, stress_variants
+from dsteer_tl.plots.stress_variants import stress_variants
 from dsteer_tl.plots.theme import WIDTH
-
-STATISTICS = ("cos_loo_mean", "sigma_ratio", "effective_rank", "recovered", "cos_to_reference")
-
-
-def rows(condition: str, role: str, *names: str, data: str = "run") -> list[tuple[object, ...]]:
-    found: list[tuple[object, ...]] = []
-    for index, name in enumerate(names):
-        for kind, n in (("last_prompt", 64), ("response", 1000)):
-            value = 0.2 + 0.1 * index
-            found.append(
-                ("t", condition, role, data, "h", kind, name, value, value - 0.05, value + 0.1, n)
-            )
-    return found
-
-
-def output(condition: str, role: str, name: str, value: float) -> tuple[object, ...]:
-    place = ("output", "pair", name, value, value - 0.1, value + 0.1, 64)
-    return ("t", condition, role, "run", *place)
-
-
-def table(*entries: tuple[object, ...]) -> pd.DataFrame:
-    return pd.DataFrame(list(entries), columns=list(VARIANT_COLUMNS))
+from tests import stress_tables as make
 
 
 @pytest.fixture
 def variants() -> pd.DataFrame:
-    return table(
-        *rows("as_run", "measured", *STATISTICS[:4]),
-        output("as_run", "measured", "accuracy", 0.8),
-        *rows("loss_<b>", "measured", *STATISTICS),
-        *rows("data_hh", "measured", *STATISTICS, data="hh"),
-        *rows("random_vector", "control", "cos_to_reference"),
-    )
+    return make.variants()
 
 
 @pytest.fixture
 def axes() -> pd.DataFrame:
-    entries = []
-    for count in (1, 2, 4):
-        name = f"axes_{count}"
-        entries += rows(name, "measured", "effective_rank", "effective_rank_centred")
-        entries += [output(name, "measured", f"accuracy:{axis}", 0.6) for axis in ("a", "b_c")]
-        if count > 1:
-            ratios = ("ratio:effective_rank", "ratio:effective_rank_centred")
-            entries += rows(name, "measured", *ratios)
-    entries += rows("axes_4_shuffled", "control", "ratio:effective_rank")
-    entries.append(output("axes_1", "measured", "agreement:a:b_c", 0.4))
-    return table(*entries)
+    return make.axes()
 
 
 def names(figure: go.Figure) -> list[str]:

@@ -347,7 +347,7 @@ def test_a_table_of_choices_without_its_columns_is_refused(loose: Path) -> None:
 
 def test_the_report_loads_no_model() -> None:
     code = (
-        "import sys, dsteer_tl.report\n"
+        "import sys, dsteer_tl.report.page\n"
         "print([m for m in ('torch', 'transformers', 'dsteer_tl.experiment') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
