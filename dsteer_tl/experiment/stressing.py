@@ -18,6 +18,7 @@ from dsteer_tl.experiment.loaded_run import LoadedRun
 from dsteer_tl.experiment.run_directory import RunDirectory, StageReport
 from dsteer_tl.experiment.suites import suite_path
 from dsteer_tl.files import hash_content, hash_file, read_json, write_json
+from dsteer_tl.manifest import MANIFEST
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.models import model_verdict_table
 from dsteer_tl.stress.settings import STRESS_TESTS
@@ -38,7 +39,7 @@ _READS: Mapping[str, tuple[str, ...]] = {
     "models": ("runs",),
     "encodings": ("encodings", *_WRITING),
     "turns": ("dialogues", "turns", *_WRITING),
-    "prompts": ("benign", "harmful"),
+    "prompts": ("benign", "harmful", "max_new_tokens"),
     "causes": ("transfer", "max_steps"),
     "losses": ("losses", "max_steps"),
     "sensitivity": ("betas", "shares", "max_steps"),
@@ -205,10 +206,10 @@ def _entries(setting: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _hash(entry: str) -> str:
-    """Of a file's content; of a run's ledger; of the name where it is neither."""
+    """Of a file's content; of a run's manifest; of the name where it is neither."""
     path = suite_path(entry)[1] or Path(entry)
-    if (path / "claims.json").is_file():
-        path = path / "claims.json"
+    if (path / MANIFEST).is_file():
+        path = path / MANIFEST
     return hash_file(path) if path.is_file() else entry
 
 
