@@ -18,7 +18,14 @@ from dsteer_tl.null_models import random_weights_model
 from dsteer_tl.preferences.records import FILE_SUFFIXES, first_text, read_records
 from dsteer_tl.preferences.sampled_text import decode
 from dsteer_tl.preferences.suites import SUITES, load_suite
-from dsteer_tl.stress.encodings import (
+from dsteer_tl.stress.inputs import StressInputs
+from dsteer_tl.stress.null_space import (
+    energy_subspace,
+    random_overlap,
+    share_outside,
+    subspace_overlap,
+)
+from dsteer_tl.stress.prompt_shifts import (
     CONTROL,
     FEWEST,
     MEASURED,
@@ -31,13 +38,6 @@ from dsteer_tl.stress.encodings import (
     prompt_room,
     read_prompts,
     stress_sites,
-)
-from dsteer_tl.stress.inputs import StressInputs
-from dsteer_tl.stress.null_space import (
-    energy_subspace,
-    random_overlap,
-    share_outside,
-    subspace_overlap,
 )
 from dsteer_tl.stress.text_encodings import Ids, fitting_ids, random_tokens
 

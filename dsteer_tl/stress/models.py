@@ -16,8 +16,13 @@ from dsteer_tl.controls import Interval
 from dsteer_tl.errors import ConfigurationError, RunError
 from dsteer_tl.files import read_json
 from dsteer_tl.sites import FINAL, depth_order
-from dsteer_tl.stress.encodings import CONTROL, KIND, MEASURED, RowCollector
 from dsteer_tl.stress.inputs import StressInputs
+from dsteer_tl.stress.prompt_shifts import (
+    CONTROL,
+    KIND,
+    MEASURED,
+    RowCollector,
+)
 
 #: Statistics of the table ``shifts`` that are compared, and the null of each in ``nulls``.
 _STATISTICS = {

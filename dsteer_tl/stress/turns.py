@@ -12,7 +12,8 @@ from jaxtyping import Float
 from dsteer_tl.errors import ConfigurationError, DataError
 from dsteer_tl.preferences import load_preferences
 from dsteer_tl.preferences.dialogues import ASSISTANT, HUMAN, opening
-from dsteer_tl.stress.encodings import (
+from dsteer_tl.stress.inputs import StressInputs
+from dsteer_tl.stress.prompt_shifts import (
     CONTROL,
     FEWEST,
     MEASURED,
@@ -25,7 +26,6 @@ from dsteer_tl.stress.encodings import (
     read_prompts,
     stress_sites,
 )
-from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.text_encodings import Ids, fitting_ids, random_tokens
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,9 @@ from dsteer_tl.claims.measured_stress import (
 from dsteer_tl.claims.selection import MissingRowsError
 from dsteer_tl.claims.verdicts import Measurement, Tables, Verdict, decide
 from dsteer_tl.controls import Interval
-from dsteer_tl.stress.encodings import RowCollector
+from dsteer_tl.stress.prompt_shifts import (
+    RowCollector,
+)
 
 N = 48
 WORLDS = 100

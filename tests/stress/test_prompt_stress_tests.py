@@ -20,16 +20,16 @@ from dsteer_tl.lens_model import LoadOptions
 from dsteer_tl.measurements import MeasurementConfiguration
 from dsteer_tl.positions import probes_from_prompts
 from dsteer_tl.sites import FINAL
-from dsteer_tl.stress.encodings import (
-    COLUMNS,
-    collector,
-    encodings_table,
-    held_apart,
-    read_prompts,
-)
+from dsteer_tl.stress.encodings import encodings_table
 from dsteer_tl.stress.harmful_prompts import load_prompt_texts, prompts_table
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.models import model_verdict_table, models_table, read_stored_run
+from dsteer_tl.stress.prompt_shifts import (
+    COLUMNS,
+    collector,
+    held_apart,
+    read_prompts,
+)
 from dsteer_tl.stress.settings import StressConfiguration
 from dsteer_tl.stress.turns import shuffled_turns, slopes, split_turns, turn_prompts, turns_table
 from tests.tiny_pairs import tiny_pair
