@@ -179,6 +179,7 @@ def _figures(command: Figures) -> None:
     from dsteer_tl.experiment.run_directory import RunDirectory
 
     directory = RunDirectory.open(command.directory)
+    directory.require_tables()
     results = claim_stage(directory)
     multiverse_stage(directory)
     report = write_run_figures(
@@ -198,6 +199,7 @@ def _report(command: Report) -> None:
     from dsteer_tl.experiment.run_directory import RunDirectory
 
     directory = RunDirectory.open(command.directory)
+    directory.require_tables()
     claim_stage(directory)
     multiverse_stage(directory)
     figure_stage(directory, images=None if command.images else False)

@@ -34,7 +34,10 @@ def alignment_quality(tables: Tables) -> Measurement:
         name = str(controls["model"].to_numpy()[0])
         null, null_name = value_at(controls, "value"), name.removesuffix(_CHANGE).replace("_", " ")
         null_p = value_at(here, "p", model=name, index="chi_difference")
-        null_met = value_at(controls, "low") > 1 and null_p < _LEVEL
+        # A control may be certain and tiny: it counts if it reaches the policy's interval.
+        null_met = (
+            value_at(controls, "low") > 1 and null_p < _LEVEL and value_at(controls, "high") >= low
+        )
     else:
         null = value_at(policy, "null_high", index="chi_ratio")
         null_name, null_met = "95 % of exchanged labels", False
@@ -47,7 +50,7 @@ def alignment_quality(tables: Tables) -> Measurement:
         null_name=null_name,
         target_met=low > 1 and p < _LEVEL,
         null_met=null_met,
-        right_sign=ratio > max(1.0, null) and (low > 1 or p < _LEVEL),
+        right_sign=ratio > null and low > 1,
         unit="Calinski–Harabasz index, policy / base",
         reason=joined(
             f"CHI {value_at(base, 'value'):.2f} in the base (p {value_at(base, 'p'):.2g}) and "

@@ -247,7 +247,12 @@ def _layers_needed(tables: Tables, kind: str, n_layers: int) -> str:
     needed = layers_holding(table, _LAST_SHARE, position_kind=kind)
     if needed is None:
         return ""
-    return f"what the last {needed} of {n_layers} layers write holds {_LAST_SHARE:.0%} of it"
+    first = at(table, group="upto", layer=0, position_kind=kind, positions="all", effect="kl")
+    return (
+        f"counted by what is written instead, early changes that later layers carry on included, "
+        f"the last {needed} of {n_layers} layers hold {_LAST_SHARE:.0%}, and layer 0 alone, with "
+        f"the base responding, {value_at(first, 'recovered'):.2f}"
+    )
 
 
 def mass_on_first(tables: Tables) -> Measurement:
@@ -264,7 +269,7 @@ def mass_on_first(tables: Tables) -> Measurement:
         null_name=_GAUSSIAN,
         target_met=first >= _ALMOST_ALL and bool((later["mass"] < _NEGLIGIBLE).all()),
         null_met=null >= _ALMOST_ALL and bool((later["null"] < _NEGLIGIBLE).all()),
-        right_sign=first > _HALF,
+        right_sign=first > _HALF and interval_at(rows, component=1)[0] > null,
         unit="share of ‖δ‖² on u1",
         reason=f"largest share on a u_j with j ≥ 3: {max(later['mass'], default=0.0):.3f}",
         site=FINAL,

@@ -139,7 +139,8 @@ def encoded_prompts(tables: Tables) -> Measurement:
         null=null.value,
         null_name="random tokens as many as the encoded prompt's",
         target_met=ratio.value <= _BYPASSED and ratio.high < 1,
-        null_met=(null.value <= _BYPASSED and null.high < 1) or not more.high < 0,
+        # Random tokens may lose some of it too: what counts is whether encoding loses more.
+        null_met=not more.high < 0,
         right_sign=ratio.high < 1 and more.high < 0,
         unit="mean projection on v*, encoded over plain",
         reason=joined(
@@ -171,9 +172,7 @@ def drift_over_turns(tables: Tables) -> Measurement:
     }
     sign = 1.0 if slope.value >= 0 else -1.0
     as_much = [
-        name
-        for name, (own, difference) in controls.items()
-        if _beyond_zero(own, sign) or not _beyond_zero(difference, sign)
+        name for name, (_, difference) in controls.items() if not _beyond_zero(difference, sign)
     ]
     # The control that drifts furthest the same way.
     worst = max(controls, key=lambda name: sign * controls[name][0].value)
@@ -223,11 +222,7 @@ def harmful_deflected(tables: Tables) -> Measurement:
             controls.append((label, larger, outside))
     if not controls:
         raise MissingRowsError("no control stands beside the harmful prompts")
-    as_much = [
-        label
-        for label, own, outside in controls
-        if _deflected(own, outside) or not _larger(table, label, ratio, own)
-    ]
+    as_much = [label for label, own, _ in controls if not _larger(table, label, ratio, own)]
     name, null, _ = max(controls, key=lambda control: control[1].value)
     benign, harmful = (_known(table, n, "null_space_share", FINAL) for n in ("benign", "harmful"))
     return Measurement(
@@ -236,7 +231,7 @@ def harmful_deflected(tables: Tables) -> Measurement:
         null=null.value,
         null_name=name,
         target_met=_deflected(ratio, share),
-        null_met=bool(as_much),
+        null_met=bool(as_much) or any(outside.value >= share.low for _, _, outside in controls),
         right_sign=ratio.low > 1 and not as_much,
         unit="‖δ‖/‖h‖, harmful over benign",
         reason=joined(

@@ -15,8 +15,9 @@ _COMPARED = ("cos_loo_mean", "sigma_ratio", "recovered")
 _DIFFERENCE, _RATIO = "difference:", "ratio:"
 _FROZEN, _TRAINABLE, _OTHER_SEED = "frozen", "trainable", "other_seed"
 _RANDOM_WEIGHTS = "random_weights"
-#: Row 32 reads the rank around the mean: how k preferences spread, whatever they share.
-_RANK = "effective_rank_centred"
+#: Row 32 reads the uncentred rank: without the mean, one axis leaves noise, and no number of real
+#: axes has a higher rank than noise.
+_RANK = "effective_rank"
 
 
 def embedding_freeze(tables: Tables) -> Measurement:
@@ -42,6 +43,7 @@ def embedding_freeze(tables: Tables) -> Measurement:
         if condition not in largest:
             raise MissingRowsError(f"no {what}: the condition {condition} was not measured")
     statistic, value, interval = largest[_TRAINABLE]
+    within = max(_ends_of_differences(here, _TRAINABLE)) <= _SAME
     _, null, _ = largest[_RANDOM_WEIGHTS]
     direction = value_at(here, "value", condition=_TRAINABLE, statistic="cos_to_reference")
     readout = value_at(here, "value", condition=_TRAINABLE, statistic="readout_shift")
@@ -51,9 +53,9 @@ def embedding_freeze(tables: Tables) -> Measurement:
         ci=interval,
         null=null,
         null_name="random weight changes of equal norm",
-        target_met=value <= _SAME,
+        target_met=within,
         null_met=null <= _SAME,
-        right_sign=value < null,
+        right_sign=value <= _SAME and value < null,
         unit="largest |difference| of mean cosine, σ2/σ1 and recovered KL",
         reason=joined(
             f"largest in {statistic.replace('_', ' ')}",
@@ -88,12 +90,22 @@ def _largest_difference(
     return max(found, key=lambda entry: entry[1])
 
 
+def _ends_of_differences(rows: pd.DataFrame, condition: str) -> list[float]:
+    """Both ends of the interval of every difference, as sizes."""
+    found = []
+    for statistic in _COMPARED:
+        row = at(rows, condition=condition, statistic=_DIFFERENCE + statistic)
+        found += [abs(value_at(row, column)) for column in ("low", "high")]
+    return found
+
+
 def rank_of_preferences(tables: Tables) -> Measurement:
     """Row 32: the rank of the shifts follows the number of planted preferences.
 
-    Measured is the effective rank of the centred shifts at h with the most axes over that with
-    the fewest; the target is a rank that rises with every number of axes and a ratio whose interval
-    lies above 1. The null is the same ratio with the preferences shuffled.
+    Measured is the effective rank of the shifts at h with the most axes over that with the fewest;
+    the target is a rank that rises with every number of axes and a ratio whose interval lies above
+    1. The null is the same ratio with the preferences shuffled, which shrinks the mean and so
+    raises the rank too: it meets the target where its interval reaches that of the real ones.
 
     Raises:
         MissingRowsError: Fewer than two numbers of axes were measured, or no control.
@@ -112,9 +124,9 @@ def rank_of_preferences(tables: Tables) -> Measurement:
     ratio = at(here, condition=f"axes_{most}", statistic=_RATIO + _RANK)
     shuffled = at(here, condition=f"axes_{most}_shuffled", statistic=_RATIO + _RANK)
     measured, low, high = (value_at(ratio, column) for column in ("value", "low", "high"))
-    null, null_low = value_at(shuffled, "value"), value_at(shuffled, "low")
+    null, null_high = value_at(shuffled, "value"), value_at(shuffled, "high")
     rises = bool((values[1:] > values[:-1]).all())
-    uncentred = at(here, condition=f"axes_{most}", statistic=f"{_RATIO}effective_rank")
+    centred = at(here, condition=f"axes_{most}", statistic=f"{_RATIO}effective_rank_centred")
     learnt = _least_accuracy(table, f"axes_{most}")
     return Measurement(
         measured=measured,
@@ -122,15 +134,16 @@ def rank_of_preferences(tables: Tables) -> Measurement:
         null=null,
         null_name="shuffled preferences",
         target_met=rises and low > 1,
-        null_met=null_low > 1,
-        right_sign=low > 1 and measured > null,
-        unit=f"effective rank with {most} axes over that with {fewest}, centred",
+        null_met=null_high >= low,
+        right_sign=low > 1 and low > null_high,
+        unit=f"effective rank with {most} axes over that with {fewest}, uncentred",
         reason=joined(
             "ranks "
             + ", ".join(
                 f"{value:.1f} (k = {count})" for value, count in zip(values, ordered, strict=True)
             ),
-            f"uncentred ratio {value_at(uncentred, 'value'):.2f}" if len(uncentred) else "",
+            f"centred ratio {value_at(centred, 'value'):.2f}" if len(centred) else "",
+            "no prompt tells its group, so that a policy can only learn the mixture",
             learnt,
         ),
         site=FINAL,

@@ -83,12 +83,28 @@ class RunDirectory:
         content: dict[str, Any] = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
             raise RunError(f"{path} is no manifest of a run: it has no stages")
+        for name, entry in content["stages"].items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("outputs"), dict):
+                raise RunError(f"{path}: stage {name!r} lists no outputs; restore the manifest")
         if content.get("format") != MANIFEST_FORMAT:
             raise RunError(
                 f"{path} has format {content.get('format')!r}, this version reads "
                 f"{MANIFEST_FORMAT}: use another --out"
             )
         return content
+
+    def require_tables(self) -> None:
+        """Refuse a directory in whose manifest no stage has measured anything.
+
+        Raises:
+            RunError: What lies there, if anything, is of no stage.
+        """
+        outputs = (entry["outputs"] for entry in self.manifest["stages"].values())
+        if not any(path.startswith("tables/") for found in outputs for path in found):
+            raise RunError(
+                f"{self.path / MANIFEST} lists no table: the run is incomplete, or its manifest "
+                "was replaced; run dsteer reproduce or dsteer analyze"
+            )
 
     def describe(self, entries: Mapping[str, Any]) -> None:
         """Write facts about the run as a whole into the manifest."""
@@ -105,6 +121,10 @@ class RunDirectory:
             (self.path / output).is_file() and hash_file(self.path / output) == digest
             for output, digest in entry["outputs"].items()
         )
+
+    def holds(self, name: str, inputs: Any) -> bool:
+        """Whether a stage with these inputs is up to date."""
+        return self.is_current(name, hash_content([MANIFEST_FORMAT, name, inputs]))
 
     def stage(
         self,
@@ -146,10 +166,16 @@ class RunDirectory:
         when pairs gave way to prompts, would stand beside the new ones unnoticed.
         """
         manifest = self.manifest
+        removed = set()
         for path in self.path.glob("tables/*.parquet"):
             if path.stem not in names:
                 path.unlink()
-                manifest["stages"].pop(f"tables/{path.stem}", None)
+                removed.add(f"tables/{path.name}")
+        manifest["stages"] = {
+            name: entry
+            for name, entry in manifest["stages"].items()
+            if not removed & set(entry["outputs"])
+        }
         write_json(self.path / MANIFEST, manifest)
 
     def drop(self, name: str) -> None:

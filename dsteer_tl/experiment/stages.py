@@ -55,7 +55,9 @@ class Experiment(MainStages):
             reports.append(self.other_captures_stage())
         else:
             self.directory.drop(OTHER_CAPTURES)
-        self._describe()
+        # A run that had nothing to do says nothing of the machine that did it.
+        if any(report.ran for report in reports):
+            self._describe()
         return reports
 
     def sweep(self, only: Sequence[str] = ()) -> list[StageReport]:

@@ -125,6 +125,8 @@ def run_stress(run: StressRun, only: Sequence[str] = ()) -> list[StageReport]:
             if name in only:
                 raise
             logger.warning("stress test %s NOT RUN: %s", name, error)
+            # What it measured under other settings or on another policy is no answer any more.
+            run.directory.drop(f"stress/{name}")
             _mark(run, name, _NOT_RUN, str(error))
     return [*reports, _status_stage(run)]
 
@@ -136,7 +138,8 @@ def stress_tables(run: StressRun) -> tuple[str, ...]:
         for name in STRESS_TESTS
         if name in run.inputs.settings.tests or _is_of_this_capture(run, name)
     ]
-    return (STATUS, *(f"stress_{name}" for name in kept), MODEL_VERDICTS)
+    verdicts = (MODEL_VERDICTS,) if "models" in kept else ()
+    return (STATUS, *(f"stress_{name}" for name in kept), *verdicts)
 
 
 def _is_of_this_capture(run: StressRun, name: str) -> bool:

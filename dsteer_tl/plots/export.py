@@ -134,7 +134,8 @@ def write_figures(
         raise RunError(
             f"cannot write figures to {target}: {error}: free space or choose another folder"
         ) from error
-    written = tuple(target / name for name in names)
+    shared = (script.name,) if figures else ()
+    written = tuple(target / name for name in (*names, *shared))
     if drawn or not figures:
         return ExportReport(written=written)
     if obstacle is None:

@@ -28,7 +28,8 @@ _LOOKS = {
     Verdict.REPLICATED: ("✓", "the published target is met, and the null does not meet it"),
     Verdict.PARTIAL: (
         "◐",
-        "the effect has the published sign and exceeds a random control, but misses the target",
+        "the target is missed, but the row's weaker condition holds: the published sign, beyond a "
+        "random control",
     ),
     Verdict.FAILED: ("✕", "neither the target nor the sign"),
     Verdict.TRIVIAL: ("≈", "the target is met, and the null meets it as well"),

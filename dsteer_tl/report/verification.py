@@ -81,9 +81,9 @@ class VerificationReport:
         altered, missing = self.paths("altered"), self.paths("missing")
         first = (*altered, *missing, *self.contradictions)[0]
         raise RunError(
-            f"{self.folder} is not as its manifest says: {len(altered)} files altered, "
-            f"{len(missing)} missing, {len(self.contradictions)} contradictions, first "
-            f"{_printable(first)}: run the same command again, or restore the run"
+            f"{self.folder} is not as its manifest says: {len(altered)} altered, {len(missing)} "
+            f"missing, {len(self.contradictions)} contradicting, first {_printable(first)}: run "
+            "dsteer reproduce, or what made it, again, or restore the run"
         )
 
 
@@ -134,6 +134,11 @@ def verify_run(
         if path not in known and path not in {SETTINGS, MANIFEST}
     ]
     drawn = any(item.stage == "figures" for item in items)
+    contradictions += [
+        f"{item.path} is a table that no stage lists, and the ledger reads every table"
+        for item in items
+        if item.state == "unlisted" and item.path.startswith("tables/")
+    ]
     against, noted = check_claims(folder, expected_claims, drawn=drawn)
     return VerificationReport(
         folder=folder,

@@ -51,6 +51,8 @@ def trained_once(inputs: StressInputs, variant: Variant, base_hash: str) -> Path
     marker, policy = folder / _KEY, folder / "policy"
     if policy.is_dir() and marker.is_file() and read_json(marker) == key:
         return policy
+    # Else a crash between the policy and its key would leave a new policy beside the old key.
+    marker.unlink(missing_ok=True)
     train_dpo(
         inputs.base,
         variant.preferences,

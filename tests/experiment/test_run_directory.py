@@ -147,3 +147,16 @@ def test_versions_name_what_numbers_depend_on() -> None:
     found = versions()
     assert {"python", "torch", "transformers", "transformer-lens", "trl", "numpy"} <= set(found)
     assert found["torch"][0].isdigit()
+
+
+def test_a_removed_table_takes_its_stage_with_it(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    table = pd.DataFrame({"value": [1.0]})
+    directory.stage("stress/turns", [1], lambda: [directory.write_table("stress_turns", table)])
+    directory.stage("tables/shifts", [1], lambda: [directory.write_table("shifts", table)])
+    directory.keep_tables(["shifts"])
+    assert set(directory.manifest["stages"]) == {"tables/shifts"}
+    directory.drop("tables/shifts")
+    assert not directory.manifest["stages"]
+    assert not list(tmp_path.glob("tables/*"))
+    directory.drop("tables/shifts")  # what is not there is no error

@@ -75,6 +75,16 @@ def test_a_test_without_its_data_is_not_run_and_the_others_go_on(
     assert not (copy / "tables" / "stress_turns.parquet").exists()
 
 
+def test_what_a_test_measured_before_it_lost_its_data_does_not_stay(
+    copy: Path, built: list[str]
+) -> None:
+    experiment(copy, tests=["turns"], dialogues="some.jsonl").stress()
+    assert (copy / "tables" / "stress_turns.parquet").is_file()
+    experiment(copy, tests=["turns"], dialogues="").stress()
+    assert not (copy / "tables" / "stress_turns.parquet").exists()
+    assert "stress/turns" not in RunDirectory.open(copy).manifest["stages"]
+
+
 def test_what_a_test_that_was_asked_for_lacks_is_an_error(copy: Path, built: list[str]) -> None:
     with pytest.raises(ConfigurationError, match=r"set stress\.dialogues"):
         experiment(copy, tests=["turns"]).stress(["turns"])

@@ -61,7 +61,10 @@ def test_without_a_browser_pages_are_written_and_images_skipped_with_one_warning
 ) -> None:
     folder = tmp_path / "figures"
     report = write_figures({"a": figure, "b": figure}, folder)
-    assert [path.name for path in report.written] == ["a.html", "a.json", "b.html", "b.json"]
+    assert [path.name for path in report.written] == [
+        *("a.html", "a.json", "b.html", "b.json"),
+        "plotly.min.js",
+    ]
     assert report.skipped == ("a.png", "b.png")
     assert report.reason is not None
     assert "BROWSER_PATH" in report.reason or "images" in report.reason
@@ -145,7 +148,7 @@ def test_kaleido_gets_sizes_and_the_browser(
     assert calls[1]["cancel_on_error"] is False
     assert calls[1]["kopts"]["mathjax"] is False  # type: ignore[index]
     assert report == ExportReport(
-        written=tuple(tmp_path / f"a.{e}" for e in ("html", "json", "png"))
+        written=tuple(tmp_path / name for name in ("a.html", "a.json", "a.png", "plotly.min.js"))
     )
 
 

@@ -115,7 +115,7 @@ def test_files_that_were_altered_removed_and_added(run: Path) -> None:
         "tables/other.parquet": "unlisted",
     }
     assert not report.passed
-    with pytest.raises(RunError, match=r"2 files altered, 1 missing.*tables/mass\.parquet"):
+    with pytest.raises(RunError, match=r"2 altered, 1 missing, 1 contradicting.*mass\.parquet"):
         report.require()
     lines = verification_text(report).splitlines()
     assert lines[0].split() == ["altered", "tables/mass.parquet", "(tables/mass)"]
