@@ -269,8 +269,8 @@ def tales_run(shared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     grid = {"sweep": {"interpolate": [-1.0, 0.0, 1.0, 2.0]}}
     configuration = build_configuration(quick, settings, grid)
     experiment = Experiment(configuration, folder / "run", progress=False)
-    experiment._preferences_stage()
-    experiment._capture_stage()
+    experiment.preferences_stage()
+    experiment.capture_stage()
     experiment._write_settings()
     data = shared_folder / "data" / "evaluation"
     files = (f"advbench={data / 'advbench.csv'}", f"harmfulqa={data / 'harmfulqa.json'}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pandas as pd
 
 from dsteer_tl.claims.selection import MissingRowsError, at, joined, main_kind, value_at
@@ -18,6 +20,8 @@ _RANDOM_WEIGHTS = "random_weights"
 #: Row 32 reads the uncentred rank: without the mean, one axis leaves noise, and no number of real
 #: axes has a higher rank than noise.
 _RANK = "effective_rank"
+#: Fewest axes that the policy of the most axes must have learnt.
+_FEWEST_LEARNT = 2
 
 
 def embedding_freeze(tables: Tables) -> Measurement:
@@ -107,6 +111,9 @@ def rank_of_preferences(tables: Tables) -> Measurement:
     1. The null is the same ratio with the preferences shuffled, which shrinks the mean and so
     raises the rank too: it meets the target where its interval reaches that of the real ones.
 
+    Where the policy of the most axes learnt fewer than two of them (accuracy on held-out pairs by
+    its interval above one half), there are no several preferences for a rank to follow.
+
     Raises:
         MissingRowsError: Fewer than two numbers of axes were measured, or no control.
     """
@@ -127,7 +134,7 @@ def rank_of_preferences(tables: Tables) -> Measurement:
     null, null_high = value_at(shuffled, "value"), value_at(shuffled, "high")
     rises = bool((values[1:] > values[:-1]).all())
     centred = at(here, condition=f"axes_{most}", statistic=f"{_RATIO}effective_rank_centred")
-    learnt = _least_accuracy(table, f"axes_{most}")
+    learnt = _accuracies(table, f"axes_{most}")
     return Measurement(
         measured=measured,
         ci=(low, high),
@@ -144,20 +151,34 @@ def rank_of_preferences(tables: Tables) -> Measurement:
             ),
             f"centred ratio {value_at(centred, 'value'):.2f}" if len(centred) else "",
             "no prompt tells its group, so that a policy can only learn the mixture",
-            learnt,
+            f"{learnt.learnt} of {learnt.axes} axes were learnt with {most}"
+            + (f", least {learnt.least}" if learnt.axes else ""),
         ),
+        untestable=learnt.learnt < _FEWEST_LEARNT,
         site=FINAL,
         position_kind=kind,
         n=int(value_at(ratio, "n")),
     )
 
 
-def _least_accuracy(table: pd.DataFrame, condition: str) -> str:
-    """Which axis the policy of the most axes learnt least, as text."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Learnt:
+    """How many axes a policy learnt, of how many, and the one it learnt least."""
+
+    learnt: int
+    axes: int
+    least: str
+
+
+def _accuracies(table: pd.DataFrame, condition: str) -> _Learnt:
     rows = at(table, condition=condition)
     rows = rows[rows["statistic"].str.startswith("accuracy:")]
     if not len(rows):
-        return ""
+        return _Learnt(learnt=0, axes=0, least="")
     least = rows.sort_values("value", kind="stable").iloc[0]
     axis = str(least["statistic"]).partition(":")[2].replace("_", " ")
-    return f"{condition.replace('_', ' ')} learnt {axis} least: accuracy {least['value']:.2f}"
+    return _Learnt(
+        learnt=int((rows["low"] > 0.5).sum()),
+        axes=len(rows),
+        least=f"{axis}, accuracy {least['value']:.2f}",
+    )

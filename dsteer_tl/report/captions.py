@@ -10,12 +10,17 @@ from dsteer_tl.report.captions_of_toxicity import TOXICITY_CAPTIONS
 from dsteer_tl.report.counting import (
     Count,
     any_of,
-    at_main_kind,
+    by_position,
     column,
     distinct,
+    gradients_at,
+    named,
+    patched_margins,
     rows_of,
+    separated_responses,
     sweep_points,
     together,
+    weights_and_shifts,
 )
 
 #: Groups of figures in the order of the page, with their headings.
@@ -79,7 +84,7 @@ CAPTIONS: dict[str, Caption] = {
                 "Figure 1b: the gradient of the DPO loss",
                 "Exact gradients on a lattice around h, coloured by their cosine with −v, at the "
                 "divergence position, where they equal −v by algebra, and at later positions.",
-                together(distinct("gradients", "pairs", "pair"), rows_of("gradients", "gradients")),
+                gradients_at("h"),
             ),
             "figure_1c_clouds": (
                 "Figure 1c: clouds of hidden states",
@@ -91,13 +96,13 @@ CAPTIONS: dict[str, Caption] = {
                 "Figure 2a: metrics over λ, base + λv",
                 "Each metric of the text that could be measured, over λ from −1 to 1 on the base, "
                 "with 95 % bands; dashed are the controls, dotted the unsteered base and policy.",
-                sweep_points,
+                sweep_points(suite="held_out"),
             ),
             "figure_2b": (
                 "Figure 2b: metrics over λ, policy − λv",
                 "The same metrics while the vector is taken out of the policy, with 95 % bands, "
                 "controls and the unsteered models.",
-                sweep_points,
+                sweep_points(suite="held_out"),
             ),
             "figure_3_cosines": (
                 "Figure 3: cosine of each shift with v*",
@@ -110,13 +115,13 @@ CAPTIONS: dict[str, Caption] = {
                 "Entropy of the spectrum of hidden states of base and policy and of the shifts, "
                 "with 95 % intervals; shaded is where the policy’s lies below the base’s with the "
                 "whole interval. The null is a random change of the weights of equal norm.",
-                at_main_kind("shifts", "prompts"),
+                by_position("shifts", "last_prompt"),
             ),
             "figure_4b_singular_values": (
                 "Figure 4b: largest singular values by layer",
                 "The five largest singular values of base, policy and shifts at every site, on one "
                 "logarithmic colour axis.",
-                at_main_kind("shifts", "prompts"),
+                by_position("shifts", "last_prompt"),
             ),
         },
     ),
@@ -128,26 +133,26 @@ CAPTIONS: dict[str, Caption] = {
                 "Ratio of the two largest singular values of the shifts, uncentred and after their "
                 "mean is taken away; thin dashes are the nulls. A dominant mean alone makes the "
                 "uncentred ratio small.",
-                column("shifts", "rows at a site"),
+                by_position("shifts"),
             ),
             "mass": (
                 "Share of each shift on the singular directions",
                 "Mean share of ‖δ‖² on each singular direction, uncentred above and centred below, "
                 "with 95 % intervals, beside Gaussian rows of the same mean and variance.",
-                column("shifts", "rows at a site"),
+                by_position("shifts"),
             ),
             "kl_recovery": (
                 "Share of the KL divergence that v* recovers",
                 "Share of the divergence between policy and base that adding λv* to the base, or "
                 "taking it from the policy, removes: 1 is all, below 0 is worse than nothing. "
                 "Dashed are the controls; vectors are fitted on the other half of the prompts.",
-                column("kl_recovery", "prompts"),
+                by_position("kl_recovery", site="h"),
             ),
             "rank_recovery": (
                 "How many directions it takes",
                 "Share of the divergence recovered when only the first k directions of the shifts "
                 "are moved, with and without the mean first, beside a random basis.",
-                column("rank_recovery", "prompts"),
+                by_position("rank_recovery", site="h"),
             ),
             "tokens": (
                 "Tokens that v* promotes and suppresses",
@@ -162,10 +167,11 @@ CAPTIONS: dict[str, Caption] = {
                 any_of("token_shifts", "tokens"),
             ),
             "separation": (
-                "How far the vector parts chosen from rejected",
-                "Alignment quality index: how well states of chosen and rejected responses form "
-                "clusters apart, before and after tuning and steering, beside its null.",
-                any_of("separation", "pairs"),
+                "How far apart chosen and rejected lie",
+                "Alignment quality index (Calinski–Harabasz): how far apart the mean states of "
+                "chosen and rejected responses lie in the base, in the policy and after a random "
+                "change of the weights, beside exchanged labels; and the change over the base.",
+                separated_responses,
             ),
         },
     ),
@@ -176,20 +182,31 @@ CAPTIONS: dict[str, Caption] = {
                 "Which layers carry the change",
                 "Size of the shift relative to the hidden state at every site, and below it the "
                 "share of the divergence recovered when the policy’s state is patched into the "
-                "base at that site alone; a random change of equal norm is the null.",
-                column("patching", "patched prompts"),
+                "base at that site alone; a random change of equal norm is the null. This replaces "
+                "the whole residual stream at one layer while the layers above it stay the "
+                "base’s, so that shares need not agree with those of patched components.",
+                together(
+                    named("sizes", by_position("shifts")),
+                    named("patching", by_position("patching")),
+                ),
             ),
             "contributions": (
                 "Who writes v*",
                 "Share of the shift along v* that each attention head’s, attention layer’s and "
                 "MLP’s change has written. The shares add up to the whole.",
-                any_of("contributions"),
+                by_position("contributions", "last_prompt"),
             ),
             "component_patching": (
                 "Which components cause the change",
                 "Share of the effect recovered when the policy’s output of one component is "
-                "patched into the base, and when components are patched one after another.",
-                any_of("component_patching"),
+                "patched into the base, and when components are patched one after another. This "
+                "replaces what components write in the policy from a layer up, which already "
+                "answers to the policy’s early layers, so that shares need not agree with those of "
+                "one patched residual stream.",
+                together(
+                    by_position("component_patching", "response", effect="kl", positions="all"),
+                    named("margin", patched_margins),
+                ),
             ),
             "margin_ledger": (
                 "What the change of the margin is made of",
@@ -201,7 +218,7 @@ CAPTIONS: dict[str, Caption] = {
                 "Rank of the weights’ change beside rank of the shift",
                 "Singular values of the change of each weight matrix beside those of the shifts: a "
                 "change of many ranks in the weights may leave a shift of few.",
-                any_of("weight_spectra", "rows"),
+                weights_and_shifts,
             ),
         },
     ),
@@ -228,19 +245,19 @@ CAPTIONS: dict[str, Caption] = {
                 "Dose and response",
                 "Spearman’s ρ of each metric with λ from −1 to 1 in base + λv, for v* and its "
                 "controls. ρ is no size: a tiny change may be strictly monotone.",
-                sweep_points,
+                sweep_points(suite="held_out"),
             ),
             "collapse": (
                 "Collapse at large λ",
                 "Share of repeated 4-grams over all outputs, broken and empty ones too, and below "
                 "it perplexity or distinct 2-grams, in both directions.",
-                sweep_points,
+                sweep_points("repeated_4grams", "base_perplexity", "distinct_2", suite="held_out"),
             ),
             "refusal": (
                 "Refusals over λ",
                 "How often the steered base refuses, one column a suite, and below it how long the "
                 "refusals alone are.",
-                sweep_points,
+                sweep_points("refusal"),
             ),
         },
     ),

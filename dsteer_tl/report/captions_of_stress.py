@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from dsteer_tl.report.counting import Count, any_of, distinct, together
+from dsteer_tl.report.counting import Count, any_of, by_position, choices_judged
+
+
+def _of_shifts(table: str, **where: str) -> Count:
+    """What the mean shift rests on; recovered KL is of half as many prompts."""
+    return by_position(table, statistic="cos_loo_mean", **where)
+
 
 STRESS_CAPTIONS: dict[str, tuple[str, str, Count]] = {
     "multiverse": (
         "Verdicts under other choices",
         "Verdict of each row of the ledger under the default choice and under every other "
-        "defensible choice of site, position, statistic, null and threshold.",
-        together(
-            distinct("multiverse", "rows of the ledger", "id"),
-            distinct("multiverse", "choices", "dimension", "choice"),
-        ),
+        "defensible choice: of site, position, centring, precision and prompts, and the choices of "
+        "the sweep and of the study of Lee et al. Rows that have no verdict are not counted.",
+        choices_judged,
     ),
     "stress_embeddings": (
         "Frozen against trainable embeddings",
         "The same training with embeddings and unembedding frozen and trainable: what is left of "
         "the one vector when the readout may move as well.",
-        any_of("stress_embeddings"),
+        _of_shifts("stress_embeddings"),
     ),
     "stress_heterogeneous": (
         "Several planted preference axes",
         "Policies trained on preferences with one and more planted axes, some in conflict: how "
         "cosines and rank of the shift follow their number.",
-        any_of("stress_heterogeneous"),
+        _of_shifts("stress_heterogeneous"),
     ),
     "stress_models": (
         "Other models",
         "The same statistics in other finished runs.",
-        any_of("stress_models"),
+        _of_shifts("stress_models", site="h", role="measured"),
     ),
     "stress_encodings": (
         "Encoded prompts",
@@ -51,16 +55,16 @@ STRESS_CAPTIONS: dict[str, tuple[str, str, Count]] = {
         "What else makes such a vector",
         "The vector of DPO beside those of supervised tuning, shuffled pairs, other seeds and "
         "other data.",
-        any_of("stress_causes"),
+        _of_shifts("stress_causes"),
     ),
     "stress_losses": (
         "Other losses",
         "The same statistics for other losses of preference tuning on the same pairs.",
-        any_of("stress_losses"),
+        _of_shifts("stress_losses"),
     ),
     "stress_sensitivity": (
         "β and size of the data",
         "The same statistics over β and over the share of the training pairs.",
-        any_of("stress_sensitivity"),
+        _of_shifts("stress_sensitivity"),
     ),
 }

@@ -34,7 +34,7 @@ TOXICITY_CAPTIONS: dict[str, tuple[str, str, Count]] = {
         "How little the weights move",
         "One minus the cosine, and the difference of norms, of every tensor against its relative "
         "change, beside a random change of equal norm, which lies on the same line.",
-        rows_of("toxicity_weights", "tensors"),
+        rows_of("toxicity_weights", "tensors trained", "trained"),
     ),
     "toxicity_activations": (
         "Activations of the attribute’s neurons",

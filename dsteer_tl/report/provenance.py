@@ -34,7 +34,7 @@ class Provenance:
     Attributes:
         facts: Headed lists of name and value: models, hardware, versions, seeds.
         preflight: Whether base and policy can be compared.
-        stages, seconds: All stages, and the sum of their seconds.
+        stages, seconds: All stages but the report’s own, and the sum of their seconds.
         dropped: What was dropped from the preferences, in a sentence; "" if unknown.
         configuration: YAML.
     """
@@ -47,6 +47,9 @@ class Provenance:
     configuration: str
 
 
+#: The stage that writes this page: with it, a report made again would not have the same bytes.
+_OWN_STAGE = "report"
+
 _HEADINGS = {
     "models": "Models",
     "hardware": "Hardware",
@@ -58,6 +61,7 @@ _HEADINGS = {
 def provenance(run: StoredRun) -> Provenance:
     """Everything that the manifest, the configuration and the dropped rows say."""
     manifest = run.manifest
+    entries = {name: entry for name, entry in manifest["stages"].items() if name != _OWN_STAGE}
     facts = tuple(
         (heading, tuple(_flat(manifest[key])))
         for key, heading in _HEADINGS.items()
@@ -69,7 +73,7 @@ def provenance(run: StoredRun) -> Provenance:
             _seconds(float(entry["seconds"])),
             tuple((output, str(digest)) for output, digest in sorted(entry["outputs"].items())),
         )
-        for name, entry in manifest["stages"].items()
+        for name, entry in entries.items()
     )
     items = manifest.get("preflight")
     return Provenance(
@@ -80,7 +84,7 @@ def provenance(run: StoredRun) -> Provenance:
             if isinstance(item, dict)
         ),
         stages=stages,
-        seconds=_seconds(sum(float(e["seconds"]) for e in manifest["stages"].values())),
+        seconds=_seconds(sum(float(e["seconds"]) for e in entries.values())),
         dropped=_dropped(run.dropped),
         configuration=run.configuration,
     )

@@ -18,6 +18,7 @@ from dsteer_tl.report.stored_figures import StoredFigure, read_figure
 
 _REQUIRED = ("id", "statement", "source", "published", "target", "verdict")
 _TEXTS = ("statement", "source", "published", "target", "null_name", "unit", "reason", "figure")
+_RESTORE = "restore the file, or run the command that made it again"
 _REDRAW = "run dsteer figures on this directory, or restore the file"
 
 
@@ -122,7 +123,7 @@ def _checked(path: Path, folder: Path, hashes: Mapping[str, str]) -> Path:
     if expected is not None and path.is_file() and hash_file(path) != expected:
         raise RunError(
             f"{path} does not have the content that {MANIFEST} says: it was altered after the "
-            f"run wrote it; {_REDRAW}"
+            f"run wrote it; {_RESTORE}"
         )
     return path
 
@@ -194,8 +195,7 @@ def _tables(folder: Path, hashes: Mapping[str, str]) -> dict[str, pd.DataFrame]:
             tables[path.stem] = pd.read_parquet(_checked(path, folder, hashes))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{path} cannot be read ({error}): it was altered or cut short; run the same "
-                "command again"
+                f"{path} cannot be read ({error}): it was altered or cut short; {_RESTORE}"
             ) from error
     return tables
 

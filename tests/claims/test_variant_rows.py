@@ -72,13 +72,15 @@ def test_freezing_without_its_conditions() -> None:
             embedding_freeze({"stress_embeddings": table[table["condition"] != condition]})
 
 
-def axes(ranks: tuple[float, ...], ratio: tuple[float, float], shuffled: float) -> pd.DataFrame:
+def axes(
+    ranks: tuple[float, ...], ratio: tuple[float, float], shuffled: float, learnt: float = 0.52
+) -> pd.DataFrame:
     rows: list[Row] = []
     for count, rank in zip((1, 2, 4), ranks, strict=True):
         rows.append((f"axes_{count}", "measured", "effective_rank", rank, rank, rank))
     name = "ratio:effective_rank"
     rows.append(("axes_4", "measured", name, ranks[2] / ranks[0], *ratio))
-    rows.append(("axes_4", "measured", "accuracy:brevity", 0.55, 0.5, 0.6))
+    rows.append(("axes_4", "measured", "accuracy:brevity", 0.55, learnt, 0.6))
     rows.append(("axes_4", "measured", "accuracy:sentiment", 0.7, 0.6, 0.8))
     rows.append(("axes_4_shuffled", "control", name, shuffled, shuffled - 0.1, shuffled + 0.1))
     rows.append(("axes_4_shuffled", "control", "effective_rank", 1.0, 0.9, 1.1))
@@ -103,7 +105,14 @@ def test_rank(
     assert decide(found) == verdict
     assert found.measured == pytest.approx(ranks[2] / ranks[0])
     assert found.null == shuffled
-    assert "10.0 (k = 1)" in found.reason and "learnt brevity least" in found.reason
+    assert "10.0 (k = 1)" in found.reason and "least brevity, accuracy 0.55" in found.reason
+
+
+def test_axes_that_were_not_learnt_have_no_rank() -> None:
+    table = axes((10, 15, 20), (1.8, 2.2), 1.0, learnt=0.49)
+    found = rank_of_preferences({"stress_heterogeneous": table})
+    assert decide(found) is Verdict.UNTESTABLE
+    assert "1 of 2 axes were learnt with 4" in found.reason
 
 
 def test_rank_of_one_number_of_axes() -> None:

@@ -34,6 +34,7 @@ from dsteer_tl.report.security import island_json, script_text, whole
 from dsteer_tl.report.steered_text import nearest, spread
 from dsteer_tl.report.stress_section import stress_tables
 from dsteer_tl.report.verdict_cards import claim_cards
+from dsteer_tl.report.words import number
 from tests.report.synthetic_run import BAD, png, run_tables, write_run
 
 
@@ -233,6 +234,149 @@ def test_every_figure_of_a_run_has_a_caption_and_known_counts(page: str) -> None
     tables = run_tables()
     assert CAPTIONS["figure_3_cosines"].count(tables) == "n = 200 prompts"
     assert CAPTIONS["stress_losses"].count(tables) == "n = 64 prompts"
+
+
+def _counted(name: str, rows: dict[str, list[object]]) -> str:
+    return CAPTIONS[name].count({_TABLES.get(name, name): pd.DataFrame(rows)})
+
+
+_TABLES = {"figure_1b_gradient_field": "gradients", "collapse": "sweep", "refusal": "sweep"}
+_KINDS: list[object] = ["last_prompt", "divergence", "response"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said"),
+    [
+        (
+            "kl_recovery",
+            {"site": ["h", "h", "h"], "position_kind": _KINDS, "n": [64, 64, 1023]},
+            "n = 64 prompts, 1,023 response tokens",
+        ),
+        (
+            "rank_recovery",
+            {"site": ["h", "h", "resid_post.7"], "position_kind": _KINDS, "n": [64, 60, 1023]},
+            "n = 60–64 prompts",
+        ),
+        ("contributions", {"position_kind": _KINDS, "n": [128, 126, 2042]}, "n = 128 prompts"),
+        (
+            "component_patching",
+            {
+                "effect": ["kl", "kl", "margin", "margin"],
+                "positions": ["all", "all", "all", "response"],
+                "position_kind": ["last_prompt", "response", "response", "response"],
+                "n": [6, 512, 32, 5],
+            },
+            "n = 512 response tokens; margin: n = 32 pairs",
+        ),
+        ("separation", {"n": [256, 256]}, "n = 256 responses of 128 pairs"),
+        (
+            "figure_1b_gradient_field",
+            {
+                "pair": [0, 0, 1, 0],
+                "site": ["h", "h", "h", "resid_post.3"],
+                "position_kind": ["divergence", "later", "later", "later"],
+            },
+            "n = 2 pairs: 1 gradients at the divergence position, 2 at later ones",
+        ),
+        (
+            "collapse",
+            {
+                "suite": ["held_out", "held_out", "hh"],
+                "metric": ["repeated_4grams", "kl_base", "distinct_2"],
+                "n": [48, 64, 99],
+            },
+            "n = 48 prompts a point",
+        ),
+        (
+            "refusal",
+            {"metric": ["refusal", "refusal_length", "kl_base"], "n": [48, 3, 64]},
+            "n = 48 prompts a point",
+        ),
+        ("toxicity_weights", {"trained": [True, False, True]}, "n = 2 tensors trained"),
+        (
+            "weight_spectra",
+            {
+                "tensor": ["a", "a", "b", "embed", "c"],
+                "layer": [0, 0, 0, -1, 0],
+                "kind": ["mlp_in", "mlp_in", "mlp_out", "embedding", "shift"],
+                "rows": [192, 192, 512, 4096, 2042],
+            },
+            "n = 2 matrices of weights, 2,042 shifts a site",
+        ),
+        (
+            "stress_causes",
+            {
+                "statistic": ["cos_loo_mean", "cos_loo_mean", "recovered", "accuracy"],
+                "position_kind": ["last_prompt", "response", "last_prompt", "pair"],
+                "n": [128, 2042, 64, 116],
+            },
+            "n = 128 prompts, 2,042 response tokens",
+        ),
+        (
+            "multiverse",
+            {
+                "id": [6, 6, 6, 6, 7, 14, 14],
+                "dimension": ["default", "site", "all", "site", "site", "default", "matching"],
+                "choice": ["default", "x", "y", "z", "x", "default", "kl"],
+                "default": [True, False, False, False, False, True, False],
+                "verdict": ["PARTIAL", "FAILED", "FAILED", "NOT RUN", "FAILED"] + ["NOT RUN"] * 2,
+            },
+            "n = 2 rows of the ledger, 1 other choices",
+        ),
+    ],
+)
+def test_a_caption_counts_what_is_drawn_in_its_unit(
+    name: str, rows: dict[str, list[object]], said: str
+) -> None:
+    assert _counted(name, rows) == said
+
+
+def test_localisation_counts_sizes_and_patches_apart() -> None:
+    sizes = pd.DataFrame({"position_kind": _KINDS, "n": [128, 128, 2042]})
+    patches = pd.DataFrame({"position_kind": _KINDS, "n": [64, 64, 1023]})
+    assert CAPTIONS["localisation"].count({"shifts": sizes, "patching": patches}) == (
+        "sizes: n = 128 prompts, 2,042 response tokens; "
+        "patching: n = 64 prompts, 1,023 response tokens"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1, "1"),
+        (0.9999745986943848, "0.99997"),
+        (1.001, "1.001"),
+        (1.0008077, "1.0008"),
+        (0.9951, "0.995"),
+        (-0.9999, "−0.9999"),
+        (1 + 1e-12, "1"),
+        (1.045, "1.04"),
+        (0.96, "0.96"),
+    ],
+)
+def test_numbers_next_to_one_are_told_from_it(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_the_stage_of_the_report_leaves_its_bytes_alone(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    before = report_html(read_run(copy))
+    manifest = json.loads((copy / "manifest.json").read_text("utf-8"))
+    manifest["stages"]["report"] = {"seconds": 2.5, "outputs": {"report.html": "0" * 64}}
+    write_json(copy / "manifest.json", manifest)
+    assert report_html(read_run(copy)) == before
+
+
+def test_an_altered_table_is_restored_and_not_drawn_from(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    _append(copy / "tables" / "shifts.parquet")
+    with pytest.raises(RunError, match="restore the file, or run the command") as error:
+        read_run(copy)
+    assert "dsteer figures" not in str(error.value)
+
+
+def test_rows_without_choices_show_no_share(page: str) -> None:
+    assert "0 of 0" not in parsed(page).text
 
 
 @pytest.mark.parametrize(

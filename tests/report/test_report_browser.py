@@ -118,6 +118,39 @@ def test_a_narrow_screen_has_no_sideways_scroll(report: Path) -> None:
     visit(report, look, width=390)
 
 
+def test_the_table_of_choices_is_stacked_on_a_narrow_screen(report: Path) -> None:
+    async def look(page: BrowserPage) -> None:
+        inside = (
+            "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('#multiverse .scroll'))"
+        )
+        wide, shown = await page.evaluate(inside)
+        assert wide <= shown
+        cell = "document.querySelector('.multiverse td[data-head]')"
+        assert await page.evaluate(f"getComputedStyle({cell}, '::before').content") == (
+            '"Kept by one choice"'
+        )
+
+    visit(report, look, width=390)
+
+
+def test_paper_has_no_sideways_scroll(report: Path) -> None:
+    """A4 without its margins, at 96 dots an inch, is 794 px and less."""
+
+    async def look(page: BrowserPage) -> None:
+        await page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        await page.send("Emulation.setEmulatedMedia", media="print")
+        wide, shown = await page.evaluate(
+            "(e => [e.scrollWidth, e.clientWidth])(document.documentElement)"
+        )
+        assert wide <= shown
+        over = (
+            "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+        )
+        assert await page.evaluate(f"{over}.length") == 0
+
+    visit(report, look, width=794)
+
+
 def test_rows_are_filtered_sorted_and_shown_again_by_a_link(report: Path) -> None:
     shown = "[...document.querySelectorAll('.claims tbody')].filter(r => r.offsetHeight)"
 
