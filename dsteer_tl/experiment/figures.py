@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Tables = Mapping[str, pd.DataFrame]
 
 #: Bumped when a figure is drawn differently, so that finished runs draw it again.
-_DRAWING = 3
+_DRAWING = 4
 
 
 def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure | None]]]:

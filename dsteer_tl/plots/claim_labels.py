@@ -26,6 +26,7 @@ _SHORT = {
     16: "removing is non-monotone",
     17: "base refuses more often",
     18: "shifts lie on u₁",
+    19: "policy separates better",
     20: "linear probe",
     21: "value vectors promote",
     22: "subtracting reduces",
@@ -37,6 +38,12 @@ _SHORT = {
     28: "keys ×10 undo DPO",
     29: "toxic tokens suppressed",
     30: "neurons explain little",
+    31: "embeddings do not matter",
+    32: "rank follows preferences",
+    33: "same in other models",
+    34: "encodings bypass",
+    35: "drift over turns",
+    36: "harmful is deflected",
 }
 #: Characters of a label that fit the left margin.
 _LONGEST = 29

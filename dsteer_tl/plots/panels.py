@@ -160,21 +160,25 @@ def plain_length(label: str) -> int:
     return len(re.sub(r"&[#\w]+;", "x", re.sub(r"<[^>]+>", "", label)))
 
 
-def legend_rows(labels: Sequence[str]) -> int:
+def legend_rows(labels: Sequence[str], width: float = WIDTH - 12) -> int:
     """Rows that a horizontal legend of these labels takes, estimated on the wide side."""
     rows, used = (1, 0.0) if labels else (0, 0.0)
     for label in labels:
         item = 46 + 5.7 * plain_length(label)
-        if used and used + item > WIDTH - 12:
+        if used and used + item > width:
             rows, used = rows + 1, 0.0
         used += item
     return rows
 
 
-def finish(figure: go.Figure) -> go.Figure:
+def finish(figure: go.Figure, *, narrow: bool = False) -> go.Figure:
     """One legend for all panels, controls last, and a top margin that holds it and the titles.
 
     The height of the figure follows the margin, so panels keep their size.
+
+    Args:
+        figure: Made by `panel_grid`.
+        narrow: Whether a wide left margin leaves the legend the panels' width alone.
     """
     entries: dict[str, tuple[float, str]] = {}
     for trace in figure.data:
@@ -190,7 +194,9 @@ def finish(figure: go.Figure) -> go.Figure:
         if note.text and note.yref == "paper" and note.yanchor == "bottom" and note.y > 0.999
     ]
     lines = max((title.count("<br>") + 1 for title in titles), default=0)
-    top = 10 + 20 * legend_rows(labels) + (15 * lines + 6 if lines else 4)
+    margin = figure.layout.margin
+    width = WIDTH - margin.l - margin.r if narrow else WIDTH - 12
+    top = 10 + 20 * legend_rows(labels, width) + (15 * lines + 6 if lines else 4)
     figure.layout.height += top - figure.layout.margin.t
     figure.layout.margin.t = top
     return figure

@@ -91,7 +91,7 @@ def stress_variants(table: pd.DataFrame, site: str = "h") -> go.Figure:
         _add_panel(figure, found, lines, include, row + 1, column + 1)
         figure.update_yaxes(**forest_axis(labels), row=row + 1, col=column + 1)
     figure.update_annotations(font_size=10)
-    finish(figure)
+    finish(figure, narrow=True)
     footnotes(figure, _notes(shown, lines, site), below=30)
     return figure
 
