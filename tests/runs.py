@@ -67,7 +67,7 @@ def folder() -> Path:
 @cache
 def perturbed_policy(base: Path) -> Path:
     """The base with noise on every weight inside its blocks."""
-    path = folder() / "policy"
+    path = folder() / base.name / "policy"
     transformers_logging.disable_progress_bar()
     policy_of(AutoModelForCausalLM.from_pretrained(base)).save_pretrained(path)
     AutoTokenizer.from_pretrained(base).save_pretrained(path)
@@ -116,20 +116,21 @@ def reproduce_arguments(base: Path, out: Path, *more: str) -> list[str]:
         "training.evaluate_every=2",
         "toxicity.enabled=false",
         "audit.multiverse=false",
+        "stress.tests=[]",
         *more,
     ]
 
 
 @cache
 def pair_run(base: Path) -> Path:
-    out = folder() / "pair_run"
+    out = folder() / base.name / "pair_run"
     assert main(pair_arguments(base, perturbed_policy(base), out)) == 0
     return out
 
 
 @cache
 def prompt_run(base: Path) -> Path:
-    out = folder() / "prompt_run"
+    out = folder() / base.name / "prompt_run"
     assert main(prompt_arguments(base, perturbed_policy(base), out)) == 0
     return out
 
@@ -137,6 +138,6 @@ def prompt_run(base: Path) -> Path:
 @cache
 def reproduced(base: Path, number: int = 1) -> Path:
     """Two runs of one configuration in two folders are told apart by their number."""
-    out = folder() / f"reproduced{number}"
+    out = folder() / base.name / f"reproduced{number}"
     assert main(reproduce_arguments(base, out)) == 0
     return out

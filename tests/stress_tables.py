@@ -33,7 +33,7 @@ def variants() -> pd.DataFrame:
     return table(
         *rows("as_run", "measured", *STATISTICS[:4]),
         output("as_run", "measured", "accuracy", 0.8),
-        *rows("loss_<b>", "measured", *STATISTICS),
+        *rows("loss_<b>", "measured", *STATISTICS, "difference:cos_loo_mean"),
         *rows("data_hh", "measured", *STATISTICS, data="hh"),
         *rows("random_vector", "control", "cos_to_reference"),
     )

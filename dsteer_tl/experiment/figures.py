@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from dsteer_tl.behavior.settings import HELD_OUT
+from dsteer_tl.claims import Verdict
 from dsteer_tl.claims.selection import main_kind
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.experiment.run_directory import RunDirectory, StageReport
@@ -94,8 +95,13 @@ def _plots() -> dict[str, tuple[tuple[str, ...], Callable[..., go.Figure | None]
         "stress_causes": (("stress_causes",), plots.stress_variants),
         "stress_losses": (("stress_losses",), plots.stress_variants),
         "stress_sensitivity": (("stress_sensitivity",), plots.stress_variants),
-        "multiverse": (("multiverse",), plots.multiverse),
+        "multiverse": (("multiverse",), _if_judged(plots.multiverse)),
     }
+
+
+def _if_judged(draw: Callable[..., go.Figure]) -> Callable[[pd.DataFrame], go.Figure | None]:
+    """The multiverse of a run that judged anything; equal models have no verdict at all."""
+    return lambda table: draw(table) if (table["verdict"] != Verdict.NOT_RUN.value).any() else None
 
 
 def _of_the_sweep(

@@ -43,6 +43,8 @@ _PRECISION, _PROMPTS, _BOTH = "precision", "prompts", "precision · prompts"
 
 #: At most so many bootstrap draws, draws of a null, pairs patched and pairs of the identity.
 _DRAWS, _NULL_DRAWS, _PATCHED, _IDENTITIES = 200, 3, 16, 12
+#: Half of the prompts estimate a vector and half judge it, and two are needed for each.
+_FEWEST_PROMPTS = 4
 #: The one coefficient that a claim reads.
 _COEFFICIENTS = (1.0,)
 #: Rows kept of the position kinds with the most rows: a prompt gives many response tokens.
@@ -57,6 +59,12 @@ class _Captured:
     shift_set: ShiftSet
     probes: Sequence[Probe]
     encoded: Sequence[EncodedPair]
+
+    def with_enough_prompts(self) -> _Captured | None:
+        """The same without position kinds that too few prompts have; None where none is left."""
+        rows = self.shift_set
+        kinds = [kind for kind in rows.kinds if len(set(rows.prompts(kind))) >= _FEWEST_PROMPTS]
+        return replace(self, shift_set=rows.restricted(kinds=kinds)) if kinds else None
 
     def of(self, prompts: Iterable[int]) -> _Captured:
         """The same for fewer prompts."""
@@ -115,7 +123,9 @@ def other_capture_tables(
     with tqdm(total=parts - 1, desc="multiverse", unit="capture", disable=not progress) as bar:
 
         def add(dimension: str, choice: str, captured: _Captured, *, whole: bool) -> None:
-            found[dimension, choice] = _tables(captured, quick, whole=whole)
+            enough = captured.with_enough_prompts()
+            if enough is not None:  # a half of few prompts cannot be halved again
+                found[dimension, choice] = _tables(enough, quick, whole=whole)
             bar.update()
 
         for dtype in (precision, other):
