@@ -18,6 +18,8 @@ from dsteer_tl.notebook import facts, grid, listed, stacked
 
 #: Rows of a group of sequences, by what they are.
 Shard = dict[str, Tensor]
+#: Half of the prompts estimate a vector and half judge it, and two are needed for each.
+FEWEST_PROMPTS = 4
 #: File of a capture that says what its shards hold.
 INDEX = "index.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from dsteer_tl.plots.stress_variants import VARIANT_COLUMNS
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 
 STATISTICS = ("cos_loo_mean", "sigma_ratio", "effective_rank", "recovered", "cos_to_reference")
 

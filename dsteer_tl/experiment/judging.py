@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dsteer_tl.claims import Ledger, judge
 from dsteer_tl.claims.multiverse import multiverse
 from dsteer_tl.claims.views import stored_views
@@ -25,12 +27,17 @@ def _differences(directory: RunDirectory) -> tuple[tuple[str, ...], bool]:
     return tuple(sorted(failed - {"context", "weights"})), "weights" in failed
 
 
+def _measured(directory: RunDirectory) -> dict[str, pd.DataFrame]:
+    """The tables that claims read: all but what judging itself has written."""
+    tables = directory.tables()
+    tables.pop(MULTIVERSE, None)
+    return tables
+
+
 def judge_run(directory: RunDirectory) -> Ledger:
     """Judge every claim on the tables of a run; nothing is written."""
     differences, identical = _differences(directory)
-    tables = directory.tables()
-    tables.pop(MULTIVERSE, None)
-    return judge(tables, differences, identical=identical)
+    return judge(_measured(directory), differences, identical=identical)
 
 
 def claim_stage(directory: RunDirectory) -> Ledger:
@@ -55,10 +62,10 @@ def multiverse_stage(directory: RunDirectory) -> StageReport:
 
     def run() -> list[Path]:
         differences, identical = _differences(directory)
-        tables = directory.tables()
-        tables.pop(MULTIVERSE, None)
         settings = build_configuration(file_settings(directory / "config.yaml"))
-        views = stored_views(tables, read_others(directory), precision=settings.model.dtype)
+        views = stored_views(
+            _measured(directory), read_others(directory), precision=settings.model.dtype
+        )
         table = multiverse(views, differences, identical=identical)
         return [directory.write_table(MULTIVERSE, table)]
 

@@ -21,11 +21,9 @@ from dsteer_tl.positions import (
     probes_from_prompts,
 )
 from dsteer_tl.preferences import PreferenceSet, load_prompts
+from dsteer_tl.shift_set import FEWEST_PROMPTS
 
 logger = logging.getLogger(__name__)
-
-#: Half of the prompts estimate a vector and half judge it, so that two are needed for each.
-_FEWEST_PROMPTS = 4
 
 
 def build_probes(
@@ -77,18 +75,18 @@ def with_enough_prompts(probes: Sequence[Probe]) -> tuple[Probe, ...]:
         for kind, positions in probe.positions.items():
             if positions:
                 prompts.setdefault(kind, set()).add(probe.prompt)
-    few = {kind: len(found) for kind, found in prompts.items() if len(found) < _FEWEST_PROMPTS}
+    few = {kind: len(found) for kind, found in prompts.items() if len(found) < FEWEST_PROMPTS}
     if len(few) == len(prompts):
         raise DataError(
             f"there are {max(few.values(), default=0)} prompts to measure on, expected at least "
-            f"{_FEWEST_PROMPTS}: give more, or hold out a larger share of them"
+            f"{FEWEST_PROMPTS}: give more, or hold out a larger share of them"
         )
     for kind, count in few.items():
         logger.warning(
             "position kind %r is left out: %d prompts have it, and %d are needed",
             kind,
             count,
-            _FEWEST_PROMPTS,
+            FEWEST_PROMPTS,
         )
     return tuple(
         replace(

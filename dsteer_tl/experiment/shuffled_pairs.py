@@ -6,10 +6,8 @@ well was not learnt from preferences.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.experiment.run_directory import StageReport
@@ -17,20 +15,10 @@ from dsteer_tl.experiment.study_inputs import StudyInputs
 from dsteer_tl.lens_model import LensModel, load_lens_model
 from dsteer_tl.lens_model.adapter import is_adapter
 from dsteer_tl.pair import ModelPair
-from dsteer_tl.preferences import PreferenceSet
+from dsteer_tl.preferences.exchanging import exchanged_at_random
 from dsteer_tl.training import train_dpo
 
 SHUFFLED_PAIRS = "shuffled_pairs"
-
-
-def swapped_at_random(preferences: PreferenceSet, seed: int) -> PreferenceSet:
-    """The pairs in their order, half of them (drawn by the seed) with their two sides exchanged."""
-    swap = np.random.default_rng(seed).permutation(len(preferences)) < len(preferences) / 2
-    pairs = (
-        replace(pair, chosen=pair.rejected, rejected=pair.chosen) if swapped else pair
-        for pair, swapped in zip(preferences, swap, strict=True)
-    )
-    return PreferenceSet(tuple(pairs), preferences.dropped, f"{preferences.name}, shuffled")
 
 
 def train_shuffled_pairs(inputs: StudyInputs) -> StageReport:
@@ -47,7 +35,7 @@ def train_shuffled_pairs(inputs: StudyInputs) -> StageReport:
         )
 
     def run() -> list[Path]:
-        shuffled = swapped_at_random(preferences, inputs.configuration.seed)
+        shuffled = exchanged_at_random(preferences, inputs.configuration.seed)
         result = train_dpo(
             inputs.base,
             shuffled,

@@ -87,6 +87,7 @@ class StressRun:
                 settings=settings.stress,
                 folder=run.directory / "stress",
                 options=run.options,
+                load_controls=run.controls,
                 backend=settings.model.backend,
                 progress=run.progress,
             ),

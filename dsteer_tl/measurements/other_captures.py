@@ -30,6 +30,7 @@ from dsteer_tl.measurements.spectral import entropy_table
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
 from dsteer_tl.preferences import EncodedPair
+from dsteer_tl.shift_set import FEWEST_PROMPTS
 from dsteer_tl.sites import FINAL
 
 Precision = Literal["float32", "bfloat16"]
@@ -43,8 +44,6 @@ _PRECISION, _PROMPTS, _BOTH = "precision", "prompts", "precision · prompts"
 
 #: At most so many bootstrap draws, draws of a null, pairs patched and pairs of the identity.
 _DRAWS, _NULL_DRAWS, _PATCHED, _IDENTITIES = 200, 3, 16, 12
-#: Half of the prompts estimate a vector and half judge it, and two are needed for each.
-_FEWEST_PROMPTS = 4
 #: The one coefficient that a claim reads.
 _COEFFICIENTS = (1.0,)
 #: Rows kept of the position kinds with the most rows: a prompt gives many response tokens.
@@ -63,7 +62,7 @@ class _Captured:
     def with_enough_prompts(self) -> _Captured | None:
         """The same without position kinds that too few prompts have; None where none is left."""
         rows = self.shift_set
-        kinds = [kind for kind in rows.kinds if len(set(rows.prompts(kind))) >= _FEWEST_PROMPTS]
+        kinds = [kind for kind in rows.kinds if len(set(rows.prompts(kind))) >= FEWEST_PROMPTS]
         return replace(self, shift_set=rows.restricted(kinds=kinds)) if kinds else None
 
     def of(self, prompts: Iterable[int]) -> _Captured:

@@ -10,10 +10,10 @@ import plotly.graph_objects as go
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.plots.labels import count_label, escape_text, number, position_label, site_label
 from dsteer_tl.plots.panels import add_line, finish, padded_range, panel_grid
-from dsteer_tl.plots.stress_variants import VARIANT_COLUMNS
 from dsteer_tl.plots.sweep_curves import footnotes
 from dsteer_tl.plots.tables import check_table, floats, ordered_kinds
 from dsteer_tl.plots.theme import DOT, INK, OKABE_ITO, SeriesStyle, series_style
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 
 _RANKS = {
     "effective_rank": (series_style("uncentred"), -0.04),

@@ -15,20 +15,7 @@ from dsteer_tl.plots.tables import check_table, floats, ordered_kinds, select_ro
 from dsteer_tl.plots.theme import BLUE, GREEN, INK, VERMILLION, SeriesStyle
 from dsteer_tl.plots.toxicity_axes import forest_axis
 from dsteer_tl.plots.toxicity_parts import add_marks
-
-VARIANT_COLUMNS = (
-    "test",
-    "condition",
-    "role",
-    "data",
-    "site",
-    "position_kind",
-    "statistic",
-    "value",
-    "low",
-    "high",
-    "n",
-)
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 
 #: Statistics shown, with what their axis must include.
 _PANELS: tuple[tuple[str, str, tuple[float, ...]], ...] = (

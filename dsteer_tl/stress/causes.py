@@ -9,9 +9,9 @@ import pandas as pd
 
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.preferences import PreferenceSet, load_preferences
+from dsteer_tl.preferences.exchanging import exchanged_at_random
+from dsteer_tl.stress.columns import CONTROL
 from dsteer_tl.stress.inputs import StressInputs
-from dsteer_tl.stress.planted_axes import exchanged_at_random
-from dsteer_tl.stress.shift_summary import CONTROL
 from dsteer_tl.stress.variant_training import Variant
 from dsteer_tl.stress.variants import AS_RUN, VariantBench
 

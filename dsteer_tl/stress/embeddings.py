@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from dsteer_tl.stress.columns import CONTROL, MEASURED
 from dsteer_tl.stress.inputs import StressInputs
-from dsteer_tl.stress.shift_summary import CONTROL, MEASURED, added_rows
+from dsteer_tl.stress.shift_summary import added_rows
 from dsteer_tl.stress.variants import OTHER_SEED, VariantBench
 
 FROZEN, TRAINABLE = "frozen", "trainable"

@@ -10,10 +10,9 @@ from jaxtyping import Float
 
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.preferences.sampled_text import decode
+from dsteer_tl.stress.columns import CONTROL, MEASURED
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.prompt_shifts import (
-    CONTROL,
-    MEASURED,
     Values,
     collector,
     continuation_scores,

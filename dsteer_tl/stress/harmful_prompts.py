@@ -11,13 +11,11 @@ import numpy as np
 import pandas as pd
 
 from dsteer_tl.controls import Interval, null_distribution
-from dsteer_tl.errors import CheckpointError, ConfigurationError, DataError, DependencyError
-from dsteer_tl.lens_model import LensModel
-from dsteer_tl.lens_model.adapter import is_adapter
-from dsteer_tl.null_models import random_weights_model
+from dsteer_tl.errors import ConfigurationError, DataError, DependencyError
 from dsteer_tl.preferences.records import FILE_SUFFIXES, first_text, read_records
 from dsteer_tl.preferences.sampled_text import decode
 from dsteer_tl.preferences.suites import SUITES, load_suite
+from dsteer_tl.stress.columns import CONTROL, MEASURED
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.null_space import (
     energy_subspace,
@@ -26,9 +24,7 @@ from dsteer_tl.stress.null_space import (
     subspace_overlap,
 )
 from dsteer_tl.stress.prompt_shifts import (
-    CONTROL,
     FEWEST,
-    MEASURED,
     PromptShifts,
     RowCollector,
     Values,
@@ -127,8 +123,7 @@ def prompts_table(inputs: StressInputs) -> pd.DataFrame:
             raise DataError(f"{len(texts)} {name} prompts; expected at least {2 * FEWEST}")
     d_vocab = inputs.pair.base.d_vocab
     asked["random_tokens"] = random_tokens(tokenizer, asked["harmful"], d_vocab, settings.seed)
-    control = _random_weights(inputs)
-    controls = {} if control is None else {"random_weights": control}
+    controls = inputs.load_controls()
     read: dict[str, PromptShifts] = {}
     for name, ids in asked.items():
         for model, shifts in read_prompts(inputs, ids, controls).items():
@@ -157,24 +152,6 @@ def prompts_table(inputs: StressInputs) -> pd.DataFrame:
     for site in stress_sites(inputs.pair):
         _overlaps(collected, site, read, inputs)
     return collected.table()
-
-
-def _random_weights(inputs: StressInputs) -> LensModel | None:
-    """The base with random weight changes of the policy's size, where both are checkpoints."""
-    policy = inputs.pair.policy.name
-    if not inputs.measurement.random_weights or is_adapter(policy):
-        return None
-    try:
-        return random_weights_model(
-            inputs.base,
-            policy,
-            seed=inputs.measurement.seed,
-            backend=inputs.backend,
-            options=inputs.options,
-        )
-    except CheckpointError as error:
-        logger.info("no random weights beside the harmful prompts: %s", error)
-        return None
 
 
 def _numbers(

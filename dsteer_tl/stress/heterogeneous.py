@@ -12,18 +12,19 @@ import pandas as pd
 from dsteer_tl.cosines import cosine, mean_shift
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.preferences import PreferenceSet
+from dsteer_tl.preferences.exchanging import exchanged_at_random
+from dsteer_tl.stress.columns import CONTROL
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.planted_axes import (
     agreements,
     axis_names,
     deal_prompts,
-    exchanged_at_random,
     preferred_sides,
     ranked_by,
     without_ties,
 )
 from dsteer_tl.stress.shift_samples import ConditionRows
-from dsteer_tl.stress.shift_summary import CONTROL, added_rows
+from dsteer_tl.stress.shift_summary import added_rows
 from dsteer_tl.stress.variants import VariantBench
 
 #: Statistics whose ratio to one axis is given: whether they follow k.

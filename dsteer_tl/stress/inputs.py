@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from dsteer_tl.capture import ShiftSet
-from dsteer_tl.lens_model import Backend, LoadOptions
+from dsteer_tl.lens_model import Backend, LensModel, LoadOptions
 from dsteer_tl.measurements import MeasurementConfiguration
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
@@ -34,6 +34,7 @@ class StressInputs:
         settings: Which tests, and how large.
         folder: Where variants of the policy are kept, one folder each.
         options: How the base is loaded.
+        load_controls: Gives null models by name, as far as the run has them.
         backend: Which class hooks the models.
         progress: Show progress bars.
     """
@@ -50,6 +51,7 @@ class StressInputs:
     settings: StressConfiguration
     folder: Path
     options: LoadOptions
+    load_controls: Callable[[], Mapping[str, LensModel]] = dict
     backend: Backend = "bridge"
     progress: bool = True
 

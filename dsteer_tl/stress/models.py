@@ -16,11 +16,10 @@ from dsteer_tl.controls import Interval
 from dsteer_tl.errors import ConfigurationError, RunError
 from dsteer_tl.files import read_json
 from dsteer_tl.sites import FINAL, depth_order
+from dsteer_tl.stress.columns import CONTROL, MEASURED
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.prompt_shifts import (
-    CONTROL,
     KIND,
-    MEASURED,
     RowCollector,
 )
 

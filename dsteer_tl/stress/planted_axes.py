@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from dsteer_tl.errors import ConfigurationError, DataError
 from dsteer_tl.preferences import PreferencePair, PreferenceSet, Scorer, vader_scorer
+from dsteer_tl.preferences.exchanging import exchanged
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _SENTENCE_END = re.compile(r"[.!?]+")
@@ -131,22 +132,12 @@ def ranked_by(
     """The same pairs, each ranked by the axis of its prompt's group; ties stay as they are."""
     sides = [preferred_sides(preferences.pairs, axis) for axis in axes]
     pairs = tuple(
-        _exchanged(pair) if sides[group[pair.prompt]][index] < 0 else pair
+        exchanged(pair) if sides[group[pair.prompt]][index] < 0 else pair
         for index, pair in enumerate(preferences)
     )
     return replace(
         preferences, pairs=pairs, name=f"{preferences.name}, ranked by {', '.join(axes)}"
     )
-
-
-def exchanged_at_random(preferences: PreferenceSet, seed: int) -> PreferenceSet:
-    """Half of the pairs, drawn by the seed, with chosen and rejected exchanged."""
-    count = len(preferences)
-    exchange = np.random.default_rng(seed).permutation(count) < count / 2
-    pairs = tuple(
-        _exchanged(pair) if swap else pair for pair, swap in zip(preferences, exchange, strict=True)
-    )
-    return replace(preferences, pairs=pairs, name=f"{preferences.name}, shuffled")
 
 
 def agreements(preferences: PreferenceSet, axes: Sequence[str]) -> dict[str, tuple[float, int]]:
@@ -164,7 +155,3 @@ def agreements(preferences: PreferenceSet, axes: Sequence[str]) -> dict[str, tup
         share = float(same.mean()) if both.any() else float("nan")
         found[f"agreement:{first}:{second}"] = (share, int(both.sum()))
     return found
-
-
-def _exchanged(pair: PreferencePair) -> PreferencePair:
-    return replace(pair, chosen=pair.rejected, rejected=pair.chosen)

@@ -26,6 +26,7 @@ from dsteer_tl.preferences import get_scorer
 from dsteer_tl.preferences.sampled_text import decode
 from dsteer_tl.sites import FINAL, resid_post
 from dsteer_tl.steering.token_choice import Decoding
+from dsteer_tl.stress.columns import PROMPT_COLUMNS
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.text_encodings import (
     Ids,
@@ -33,9 +34,6 @@ from dsteer_tl.stress.text_encodings import (
 from dsteer_tl.toxicity.continuing import continue_prompts
 
 KIND = "last_prompt"
-COLUMNS = ["test", "condition", "role", "site", "position_kind", "statistic"]
-COLUMNS += ["value", "low", "high", "n"]
-MEASURED, CONTROL = "measured", "control"
 
 
 Values = Float[np.ndarray, " prompt"]
@@ -65,7 +63,7 @@ class RowCollector:
         """One statistic with its interval."""
         cells = (self.test, condition, role, site, KIND, statistic)
         values = (found.value, found.low, found.high, n)
-        self.rows.append(dict(zip(COLUMNS, (*cells, *values), strict=True)))
+        self.rows.append(dict(zip(PROMPT_COLUMNS, (*cells, *values), strict=True)))
 
     def count(
         self, condition: str, role: str, statistic: str, value: float, n: int, site: str = ""
@@ -119,7 +117,7 @@ class RowCollector:
 
     def table(self) -> pd.DataFrame:
         """Everything collected."""
-        return pd.DataFrame(self.rows, columns=COLUMNS)
+        return pd.DataFrame(self.rows, columns=list(PROMPT_COLUMNS))
 
 
 def collector(test: str, inputs: StressInputs) -> RowCollector:

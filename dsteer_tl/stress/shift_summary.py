@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dsteer_tl.errors import ShapeError
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 from dsteer_tl.stress.shift_samples import (
     OUTPUT,
     PAIRS,
@@ -18,21 +19,6 @@ from dsteer_tl.stress.shift_samples import (
     statistics_of,
 )
 
-MEASURED, CONTROL = "measured", "control"
-#: Columns of every table of trained variants.
-COLUMNS = (
-    "test",
-    "condition",
-    "role",
-    "data",
-    "site",
-    "position_kind",
-    "statistic",
-    "value",
-    "low",
-    "high",
-    "n",
-)
 #: Before the name of a statistic: the condition minus the reference, and divided by it.
 DIFFERENCE, RATIO = "difference:", "ratio:"
 #: The run's own pairs in the column ``data``.
@@ -52,7 +38,7 @@ def summary_table(
     data: str = OWN_DATA,
     ratios: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Rows of `COLUMNS` for every condition, place and statistic.
+    """Rows of `VARIANT_COLUMNS` for every condition, place and statistic.
 
     Per place: ``cos_loo_mean``, ``sigma_ratio``, ``effective_rank`` and
     ``effective_rank_centred`` (exp of the entropy of σ²/Σσ²), ``pc1_share_centred``, ``v_norm``,
@@ -120,7 +106,7 @@ def summary_table(
             if name in ratios:
                 # Logarithms, so that the interval of a ratio cannot reach below zero.
                 rows.append(column | _entry(RATIO + name, statistic, np.log(own / other), np.exp))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(VARIANT_COLUMNS))
 
 
 def _entry(
@@ -149,7 +135,7 @@ def added_rows(
     return pd.DataFrame(
         [
             {
-                **dict.fromkeys(COLUMNS, np.nan),
+                **dict.fromkeys(VARIANT_COLUMNS, np.nan),
                 "test": test,
                 "condition": condition,
                 "role": role,
@@ -162,5 +148,5 @@ def added_rows(
             }
             for name, (value, n) in statistics.items()
         ],
-        columns=list(COLUMNS),
+        columns=list(VARIANT_COLUMNS),
     )

@@ -12,11 +12,10 @@ from jaxtyping import Float
 from dsteer_tl.errors import ConfigurationError, DataError
 from dsteer_tl.preferences import load_preferences
 from dsteer_tl.preferences.dialogues import ASSISTANT, HUMAN, opening
+from dsteer_tl.stress.columns import CONTROL, MEASURED
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.prompt_shifts import (
-    CONTROL,
     FEWEST,
-    MEASURED,
     RowCollector,
     Values,
     collector,

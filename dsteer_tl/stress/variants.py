@@ -22,10 +22,12 @@ from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import probes_from_pairs
 from dsteer_tl.preferences import PreferenceSet
 from dsteer_tl.preflight import run_preflight
+from dsteer_tl.shift_set import FEWEST_PROMPTS
 from dsteer_tl.sites import FINAL, resid_post
+from dsteer_tl.stress.columns import CONTROL, MEASURED
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.shift_samples import ConditionRows
-from dsteer_tl.stress.shift_summary import CONTROL, MEASURED, OWN_DATA, summary_table
+from dsteer_tl.stress.shift_summary import OWN_DATA, summary_table
 from dsteer_tl.stress.variant_rows import Captured, place_rows, response_log_probabilities
 from dsteer_tl.stress.variant_training import Variant, trained_once, update_count
 from dsteer_tl.training import TrainingConfiguration
@@ -43,8 +45,6 @@ POSITION_KINDS = ("last_prompt", "response")
 
 #: Statistics that a vector has without a model behind it.
 VECTOR_STATISTICS = ("v_norm", "cos_to_reference", "recovered_of_reference")
-
-_FEWEST_PROMPTS = 4
 
 
 class VariantBench:
@@ -83,10 +83,10 @@ class VariantBench:
         self.preferences: PreferenceSet = inputs.preferences
         self.measured = measured.limit(inputs.settings.prompts, inputs.settings.seed)
         prompts = len(set(self.measured.prompts))
-        if prompts < _FEWEST_PROMPTS:
+        if prompts < FEWEST_PROMPTS:
             raise DataError(
                 f"stress test {test!r}: {self.measured.name} would be measured on {prompts} "
-                f"prompts; expected at least {_FEWEST_PROMPTS}, as vectors are estimated "
+                f"prompts; expected at least {FEWEST_PROMPTS}, as vectors are estimated "
                 "and judged on different ones: hold out more, or raise stress.prompts"
             )
         whole = update_count(inputs.training, len(self.preferences.train))

@@ -8,7 +8,7 @@ import pytest
 from dsteer_tl.claims import Verdict, decide
 from dsteer_tl.claims.measured_variants import embedding_freeze, rank_of_preferences
 from dsteer_tl.claims.selection import MissingRowsError
-from dsteer_tl.stress.shift_summary import COLUMNS
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 
 Row = tuple[str, str, str, float, float, float]
 
@@ -19,7 +19,7 @@ def planted(*rows: Row) -> pd.DataFrame:
         [
             dict(
                 zip(
-                    COLUMNS,
+                    VARIANT_COLUMNS,
                     ("t", condition, role, "run", "h", "last_prompt", name, value, low, high, 64),
                     strict=True,
                 )

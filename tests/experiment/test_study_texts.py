@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from dsteer_tl.errors import ConfigurationError, DataError, RunError
-from dsteer_tl.experiment.shuffled_pairs import swapped_at_random
 from dsteer_tl.experiment.study_inputs import StudyInputs
 from dsteer_tl.experiment.study_texts import (
     _of_pairs,
@@ -22,6 +21,7 @@ from dsteer_tl.experiment.study_texts import (
     save_study_texts,
 )
 from dsteer_tl.preferences import PreferencePair, PreferenceSet
+from dsteer_tl.preferences.exchanging import exchanged_at_random
 from dsteer_tl.toxicity.settings import ToxicityConfiguration
 from dsteer_tl.toxicity.types import StudyTexts
 from tests.models import tiny_tokenizer
@@ -96,13 +96,13 @@ def test_labels_never_come_from_prompts_that_are_judged() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_half_of_the_pairs_are_swapped(seed: int) -> None:
-    found = swapped_at_random(PAIRS, seed)
+    found = exchanged_at_random(PAIRS, seed)
     swapped = [old.chosen == new.rejected for old, new in zip(PAIRS, found, strict=True)]
     assert sum(swapped) == len(PAIRS) // 2
     for old, new, turned in zip(PAIRS, found, swapped, strict=True):
         sides = (old.rejected, old.chosen) if turned else (old.chosen, old.rejected)
         assert (new.prompt, new.split, (new.chosen, new.rejected)) == (old.prompt, old.split, sides)
-    assert found == swapped_at_random(PAIRS, seed) != swapped_at_random(PAIRS, seed + 10)
+    assert found == exchanged_at_random(PAIRS, seed) != exchanged_at_random(PAIRS, seed + 10)
     assert not np.array_equal(swapped, np.sort(swapped))
 
 

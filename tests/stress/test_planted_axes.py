@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from dsteer_tl.errors import ConfigurationError, DataError
 from dsteer_tl.preferences import PreferencePair, PreferenceSet
+from dsteer_tl.preferences.exchanging import exchanged_at_random
 from dsteer_tl.stress import planted_axes
 from dsteer_tl.stress.planted_axes import (
     AXES,
     agreements,
     axis_names,
     deal_prompts,
-    exchanged_at_random,
     preferred_sides,
     ranked_by,
     without_ties,

@@ -20,12 +20,12 @@ from dsteer_tl.lens_model import LoadOptions
 from dsteer_tl.measurements import MeasurementConfiguration
 from dsteer_tl.positions import probes_from_prompts
 from dsteer_tl.sites import FINAL
+from dsteer_tl.stress.columns import PROMPT_COLUMNS
 from dsteer_tl.stress.encodings import encodings_table
 from dsteer_tl.stress.harmful_prompts import load_prompt_texts, prompts_table
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.models import model_verdict_table, models_table, read_stored_run
 from dsteer_tl.stress.prompt_shifts import (
-    COLUMNS,
     collector,
     held_apart,
     read_prompts,
@@ -110,7 +110,7 @@ def test_prompts_are_read_as_the_models_see_them() -> None:
 
 def test_encoded_prompts_stand_beside_plain_and_random_ones() -> None:
     table = encodings_table(inputs(encodings=("rot13", "spaced")))
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == list(PROMPT_COLUMNS)
     assert set(table["condition"]) == {
         *("plain", "rot13", "spaced", "all", "other_half", "random_tokens"),
         *("random_tokens.rot13", "random_tokens.spaced"),
@@ -210,7 +210,7 @@ def test_slopes_are_least_squares() -> None:
 
 def test_the_same_dialogues_stand_at_every_turn(dialogue_file: Path) -> None:
     table = turns_table(inputs(dialogues=str(dialogue_file), turns=2))
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == list(PROMPT_COLUMNS)
     assert value(table, "dialogue", "too_few_turns", "") == 2
     assert value(table, "dialogue", "too_long", "") == 1
     means = table.query("statistic == 'projection'")
@@ -252,7 +252,7 @@ def prompt_files(tmp_path: Path) -> dict[str, str]:
 
 def test_harmful_prompts_stand_beside_benign_and_random_ones(prompt_files: dict[str, str]) -> None:
     table = prompts_table(inputs(**prompt_files, prompts=12))
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == list(PROMPT_COLUMNS)
     assert not table.duplicated(["condition", "site", "statistic"]).any()
     ratio = value(table, "harmful", "relative_norm") / value(table, "benign", "relative_norm")
     assert value(table, "harmful_to_benign", "relative_norm_ratio") == pytest.approx(ratio)
@@ -287,6 +287,7 @@ def test_the_benign_are_the_held_out_prompts_by_default(prompt_files: dict[str, 
 def test_random_weights_are_measured_on_the_same_prompts(
     prompt_files: dict[str, str], tiny_folders: tuple[Path, Path]
 ) -> None:
+    from dsteer_tl.null_models import random_weights_model
     from dsteer_tl.pair import ModelPair
 
     base, policy = tiny_folders
@@ -294,7 +295,7 @@ def test_random_weights_are_measured_on_the_same_prompts(
         inputs(**prompt_files, prompts=8),
         base=str(base),
         load_pair=lambda: ModelPair.load(base, policy),
-        measurement=replace(QUICK, random_weights=True),
+        load_controls=lambda: {"random_weights": random_weights_model(base, policy, seed=0)},
     )
     table = prompts_table(given)
     assert value(table, "harmful.random_weights", "relative_norm") > 0
@@ -354,7 +355,7 @@ def test_runs_stand_side_by_side(tmp_path: Path) -> None:
     other = stored_run(tmp_path / "there" / "own", {1: "REPLICATED", 2: "PARTIAL"}, cosine=0.4)
     given = inputs(own / "stress", runs=(str(other),))
     table = models_table(given)
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == list(PROMPT_COLUMNS)
     cosines = table.query("statistic == 'cos_loo_mean' and site == 'h' and role == 'measured'")
     assert dict(zip(cosines["condition"], cosines["value"], strict=True)) == {
         "own": 0.9,

@@ -15,12 +15,12 @@ import pytest
 from dsteer_tl.errors import ConfigurationError
 from dsteer_tl.stress import variant_training
 from dsteer_tl.stress.causes import causes_table
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 from dsteer_tl.stress.embeddings import embeddings_table
 from dsteer_tl.stress.heterogeneous import heterogeneous_table
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.losses import losses_table
 from dsteer_tl.stress.sensitivity import nested_share, sensitivity_table
-from dsteer_tl.stress.shift_summary import COLUMNS
 from dsteer_tl.training import train_dpo
 from tests.stress.tiny_stress import RECIPE, make_inputs, make_pairs
 
@@ -68,7 +68,7 @@ def value(table: pd.DataFrame, condition: str, statistic: str, **where: str) -> 
 
 def check(table: pd.DataFrame, reference: str) -> None:
     """What every table has: all statistics at both sites and kinds, and no undefined number."""
-    assert tuple(table.columns) == COLUMNS
+    assert tuple(table.columns) == VARIANT_COLUMNS
     first = table[(table["condition"] == reference) & (table["data"] == "run")]
     places = first[first["statistic"].isin(NAMES)].groupby(["site", "position_kind"])["statistic"]
     assert {(site, kind) for (site, kind), _ in places} == {

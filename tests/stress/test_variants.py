@@ -19,9 +19,10 @@ from dsteer_tl.lens_model import LensModel
 from dsteer_tl.recovery import vector_recovery
 from dsteer_tl.spectra import spectrum
 from dsteer_tl.stress import variant_training
+from dsteer_tl.stress.columns import VARIANT_COLUMNS
 from dsteer_tl.stress.inputs import StressInputs
 from dsteer_tl.stress.shift_samples import ConditionRows, PlaceRows, resample_weights
-from dsteer_tl.stress.shift_summary import COLUMNS, summary_table
+from dsteer_tl.stress.shift_summary import summary_table
 from dsteer_tl.stress.variant_rows import Captured, place_rows
 from dsteer_tl.stress.variant_training import update_count
 from dsteer_tl.stress.variants import VariantBench
@@ -90,7 +91,7 @@ def test_statistics_agree_with_the_libraries_own() -> None:
     found = summary_table(
         "t", [condition("first", place(shifts, prompts))], reference="first", draws=60, seed=0
     )
-    assert tuple(found.columns) == COLUMNS
+    assert tuple(found.columns) == VARIANT_COLUMNS
     cosines = leave_one_out_cosines(shifts, prompts)
     expected = bootstrap_mean(cosines, prompts, draws=60, seed=0)
     assert one(found, "cos_loo_mean") == pytest.approx(expected.value)
