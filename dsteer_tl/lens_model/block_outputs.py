@@ -58,7 +58,7 @@ def projection_of(model: ModelBackend, attention: Any, n_heads: int) -> Attentio
 
 def require_attention_outputs(model: Any) -> None:
     """See `LensModel.check_attention_outputs`; a short forward pass compares the two."""
-    for layer, found, z in _short_pass(model, ("attn_out", "attn_z")):
+    for layer, found, z in short_pass(model, ("attn_out", "attn_z")):
         weights = model.attention_output(layer)
         expected = z @ weights.W_O.to(z).flatten(0, 1) + weights.b_O.to(z)
         if not _close(model, found, expected):
@@ -72,7 +72,7 @@ def require_attention_outputs(model: Any) -> None:
 def require_block_outputs(model: Any) -> None:
     """See `LensModel.check_block_outputs`; a short forward pass compares the two."""
     kinds = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-    for layer, before, attention, mlp, after in _short_pass(model, kinds):
+    for layer, before, attention, mlp, after in short_pass(model, kinds):
         if not _close(model, after - before, attention + mlp):
             raise HookError(
                 f"block {layer} of {model.name} does not add attn_out + mlp_out to the stream: it "
@@ -82,7 +82,7 @@ def require_block_outputs(model: Any) -> None:
 
 
 @torch.inference_mode()
-def _short_pass(model: Any, kinds: Sequence[str]) -> list[tuple[Any, ...]]:
+def short_pass(model: Any, kinds: Sequence[str]) -> list[tuple[Any, ...]]:
     """Layer, and what is found there at each kind of place for a few tokens, as float32."""
     ids = torch.arange(min(8, model.d_vocab, model.n_ctx))[None]
     layers = range(model.n_layers)

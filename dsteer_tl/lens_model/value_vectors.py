@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dsteer_tl.errors import HookError
 from dsteer_tl.lens_model.backend import ModelBackend
+from dsteer_tl.lens_model.block_outputs import short_pass
 from dsteer_tl.lens_model.components import MlpWeights
 
 #: Largest ‖mlp_out − (m·W_out + b_out)‖/‖mlp_out‖: rounding in half precision stays below it.
@@ -50,18 +50,11 @@ def mlp_weights_of(model: ModelBackend, blocks: Sequence[Any], layer: int) -> Ml
     )
 
 
-@torch.inference_mode()
 def require_value_vectors(model: Any) -> None:
     """See `LensModel.check_value_vectors`; a short forward pass compares the two."""
-    ids = torch.arange(min(8, model.d_vocab, model.n_ctx))[None]
-    places = [f"mlp_post.{layer}" for layer in range(model.n_layers)]
-    outputs = [f"mlp_out.{layer}" for layer in range(model.n_layers)]
-    with model.reading([*places, *outputs]) as store:
-        model.forward(ids, torch.ones_like(ids))
-    for layer, (place, output) in enumerate(zip(places, outputs, strict=True)):
+    for layer, found, m in short_pass(model, ("mlp_out", "mlp_post")):
         weights = model.mlp_weights(layer)
-        found = store[output].float()
-        expected = store[place].float() @ weights.W_out.float() + weights.b_out.float()
+        expected = m @ weights.W_out.float() + weights.b_out.float()
         if not float((found - expected).norm()) <= _TOLERANCE * float(found.norm()):
             raise HookError(
                 f"the MLP of block {layer} of {model.name} does not write m·W_out + b_out: a norm "
