@@ -14,6 +14,7 @@ from dsteer_tl.lens_model.gathering import Reduce, gathering
 from dsteer_tl.lens_model.limits import check_generation, check_hooks, check_token_ids
 from dsteer_tl.lens_model.places import BlockPlaces
 from dsteer_tl.lens_model.resuming import resumed_from
+from dsteer_tl.lens_model.stopping import first_unneeded, stopped_before
 from dsteer_tl.lens_model.types import ChooseTokens, Edit, EditFunction, Gather, Prefill
 from dsteer_tl.sites import FINAL, all_sites, check_site, layer_of, resid_post
 
@@ -106,6 +107,7 @@ class LensModel(BlockPlaces):
         with (
             torch.inference_mode(),
             gathering(self._reader, sites, gather, self.device, reduce) as kept,
+            stopped_before(self._first_unneeded(sites)),
         ):
             self._forward(ids.to(self.device), mask.to(self.device), last_only=True)
         missing = [site for site in sites if site not in kept]
@@ -115,6 +117,35 @@ class LensModel(BlockPlaces):
             site: kept[site].cpu() if site in reduce else kept[site].to("cpu", torch.float32)
             for site in sites
         }
+
+    def logits_at(
+        self,
+        ids: Int[Tensor, "batch position"],
+        mask: Int[Tensor, "batch position"],
+        gather: Gather,
+    ) -> Float[Tensor, "kept d_vocab"]:
+        """Logits at chosen positions, as `forward` gives them up to rounding.
+
+        The gathered rows take the place of the batch before the unembedding, which runs on nothing
+        else. Under `hooks` and `resumed` they are those of the edited pass.
+
+        Raises:
+            ShapeError: The sequences do not fit this model.
+        """
+        self.check_ids(ids)
+
+        def gathered(h: Tensor) -> Tensor:
+            return h[gather.rows.to(h.device), gather.positions.to(h.device)][None]
+
+        with self._write(Edit(FINAL, gathered)):
+            return self._forward(ids.to(self.device), mask.to(self.device), last_only=False)[0]
+
+    def _first_unneeded(self, sites: Sequence[str]) -> torch.nn.Module | None:
+        """The stage before which a pass can end that is read at these sites and places alone."""
+        layers = [None if site == FINAL else int(site.rsplit(".", 1)[1]) for site in sites]
+        if None in layers or not layers:
+            return None
+        return first_unneeded(self._stages, max(layer for layer in layers if layer is not None))
 
     def _reader(
         self, site: str, function: Callable[[Tensor], None]

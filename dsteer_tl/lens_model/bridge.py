@@ -22,6 +22,7 @@ from dsteer_tl.lens_model.components import (
     component_of,
     hook_name_of,
 )
+from dsteer_tl.lens_model.direct import DirectBlocks
 from dsteer_tl.lens_model.readout import (
     Readout,
     end_token_ids,
@@ -81,6 +82,7 @@ class BridgeLens(LensModel):
         self.d_vocab = int(W_U.shape[1])
         self.readout = Readout(W_U, b_U.to(W_U.device), softcap, scale)
         self._names = frozenset(self.bridge.hook_dict)
+        self._direct = DirectBlocks(list(self.bridge.blocks))
         self.check([self.hook_name(site) for site in self.sites] + [_READ_H])
 
     @property
@@ -132,9 +134,10 @@ class BridgeLens(LensModel):
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         extra = {"logits_to_keep": 1} if last_only and self._accepts_logits_to_keep else {}
-        logits: Tensor = self.bridge(
-            ids, attention_mask=mask, return_type="logits", use_cache=False, **extra
-        )
+        with self._direct.running():
+            logits: Tensor = self.bridge(
+                ids, attention_mask=mask, return_type="logits", use_cache=False, **extra
+            )
         return logits
 
     @contextlib.contextmanager
@@ -164,9 +167,10 @@ class BridgeLens(LensModel):
         if self._accepts_position_ids:
             # GPT-2 would count pads as positions.
             extra["position_ids"] = (mask[:, :-1].cumsum(dim=1) - 1).clamp_min(0)
-        return self.bridge.original_model(
-            input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, **extra
-        ).past_key_values
+        with self._direct.running():
+            return self.bridge.original_model(
+                input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, **extra
+            ).past_key_values
 
     def _generate(
         self,
@@ -184,16 +188,17 @@ class BridgeLens(LensModel):
             # Generation writes into the cache: every call has its own.
             cache = copy.deepcopy(prefill.cache)
             cache.batch_repeat_interleave(prefill.repeats)
-        return generate_with_transformers(
-            self.bridge.original_model,
-            ids,
-            mask,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            choose=choose,
-            cache=cache,
-        )
+        with self._direct.running():
+            return generate_with_transformers(
+                self.bridge.original_model,
+                ids,
+                mask,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                choose=choose,
+                cache=cache,
+            )
 
 
 def generate_with_transformers(
