@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,7 +32,10 @@ def random_weights_model(
         PairError: The policy's tensors have other names or shapes than the base's.
     """
     options = options or LoadOptions()
-    model, tuned = load_model(base, options), load_model(policy, policy_options or options)
+    model = load_model(base, options)
+    # Beside the pair, a second copy on the device would be one too many: its tensors go one by one.
+    on_host = replace(policy_options or options, device="cpu", device_map=None)
+    tuned = load_model(policy, on_host)
     changed = dict(tuned.named_parameters())
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -41,7 +45,7 @@ def random_weights_model(
                 f"{name} has shape {tuple(parameter.shape)} in {base} and {found} in {policy}: "
                 "a weight change is defined only between a model and its own fine-tune"
             )
-        change = changed[name].float().to(parameter.device) - parameter.float()
+        change = changed[name].to(parameter.device).float() - parameter.float()
         if not bool(change.any()):
             continue
         noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)

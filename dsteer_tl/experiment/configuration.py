@@ -19,6 +19,7 @@ import yaml
 
 from dsteer_tl.behavior.settings import SweepConfiguration
 from dsteer_tl.errors import ConfigurationError
+from dsteer_tl.experiment.model_settings import ModelConfiguration as ModelConfiguration
 from dsteer_tl.experiment.ranges import check_ranges
 from dsteer_tl.measurements.settings import MeasurementConfiguration
 from dsteer_tl.preferences import SamplingConfiguration
@@ -29,29 +30,6 @@ from dsteer_tl.training.configuration import TrainingConfiguration
 
 ON_POLICY = "on-policy"
 CONTINUATIONS = "continuations"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelConfiguration:
-    """How checkpoints are loaded and hooked.
-
-    Attributes:
-        backend: ``bridge`` (TransformerBridge) or ``hooked`` (HookedTransformer 3.9).
-        device: Torch device.
-        dtype: ``float32``, ``bfloat16`` or ``float16``.
-        device_map: ``auto`` to spread a large model over devices, or empty.
-        revision: Branch, tag or commit of the base, or empty.
-        policy_revision: The same for the policy.
-        trust_remote_code: Run Python code from a hub repository. Off unless asked.
-    """
-
-    backend: Literal["bridge", "hooked"] = "bridge"
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device_map: str = ""
-    revision: str = ""
-    policy_revision: str = ""
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -46,6 +46,7 @@ def check_ranges(found: ExperimentConfiguration) -> None:
             bool(found.measurement.coefficients),
             "measurement.coefficients is empty, expected at least one λ",
         ),
+        *_of_the_model(found),
         *_of_the_measurement(found.measurement),
         *_of_the_study(found.toxicity),
         *_of_the_stress_tests(found.stress),
@@ -56,6 +57,53 @@ def check_ranges(found: ExperimentConfiguration) -> None:
             raise ConfigurationError(message)
     # Now, not after an hour of training.
     check_kinds(found.measurement.position_kinds, pairs=not found.preferences.prompts)
+
+
+def _of_the_model(found: ExperimentConfiguration) -> list[tuple[bool, str]]:
+    model = found.model
+    rules = [
+        (
+            not model.device_map or model.device in ("cpu", "cuda"),
+            f"model.device is {model.device!r} and model.device_map {model.device_map!r}: a device "
+            "map chooses the devices itself, so leave model.device out",
+        ),
+        (
+            model.backend == "bridge" or not (model.device_map or model.quantization),
+            f"model.backend is {model.backend!r}, which copies the weights onto one device: "
+            "model.device_map and model.quantization need 'bridge'",
+        ),
+    ]
+    if not model.quantization:
+        return rules
+    what = f"model.quantization is {model.quantization!r}"
+    return [
+        *rules,
+        (
+            bool(model.device_map) or model.device.startswith("cuda"),
+            f"{what} and model.device {model.device!r}: bitsandbytes needs a GPU, so set "
+            "model.device=cuda or model.device_map=auto",
+        ),
+        (
+            model.dtype != "float32",
+            f"{what} and model.dtype 'float32': the matrices are multiplied in half precision, so "
+            "set model.dtype to bfloat16 or float16",
+        ),
+        (
+            bool(found.policy),
+            f"{what} and there is no policy: quantized weights cannot be trained, so train without "
+            "(or give policy) and measure with it",
+        ),
+        (
+            not found.measurement.random_weights,
+            f"{what}: noise cannot be added to quantized weights, so set "
+            "measurement.random_weights=false",
+        ),
+        (
+            not found.audit.attribution and not found.toxicity.enabled,
+            f"{what}: attribution and the toxicity study read the weights themselves, so set "
+            "audit.attribution=false and toxicity.enabled=false",
+        ),
+    ]
 
 
 def _of_the_measurement(found: MeasurementConfiguration) -> list[tuple[bool, str]]:

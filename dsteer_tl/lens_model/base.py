@@ -12,6 +12,7 @@ from torch import Tensor
 from dsteer_tl.errors import HookError
 from dsteer_tl.lens_model.gathering import Reduce, gathering
 from dsteer_tl.lens_model.limits import check_generation, check_hooks, check_token_ids
+from dsteer_tl.lens_model.memory import HostCopies
 from dsteer_tl.lens_model.places import BlockPlaces
 from dsteer_tl.lens_model.resuming import resumed_from
 from dsteer_tl.lens_model.stopping import first_unneeded, stopped_before
@@ -82,6 +83,7 @@ class LensModel(BlockPlaces):
         gather: Gather,
         *,
         reduce: Mapping[str, Reduce] | None = None,
+        copies: HostCopies | None = None,
     ) -> dict[str, Float[Tensor, "kept ..."]]:
         """What is found at chosen sites, places and positions, as float32 on the CPU.
 
@@ -95,6 +97,8 @@ class LensModel(BlockPlaces):
             reduce: For some sites, a function of the gathered rows ``[kept, width]`` that runs
                 inside the hook: what it returns is kept instead, in its own dtype. With
                 projections on a few directions, memory does not grow with layers or width.
+            copies: Of a caller that waits for the values itself, after more passes; without it
+                they are there on return.
 
         Raises:
             HookError: A site does not exist.
@@ -103,20 +107,19 @@ class LensModel(BlockPlaces):
         self.check_ids(ids)
         for site in sites:
             self.check_place(site)
-        reduce = reduce or {}
+        own = copies or HostCopies()
         with (
             torch.inference_mode(),
-            gathering(self._reader, sites, gather, self.device, reduce) as kept,
+            gathering(self._reader, sites, gather, self.device, reduce or {}, own) as kept,
             stopped_before(self._first_unneeded(sites)),
         ):
             self._forward(ids.to(self.device), mask.to(self.device), last_only=True)
         missing = [site for site in sites if site not in kept]
         if missing:
             raise HookError(f"hooks at {missing} never fired in {self.name} ({self.backend})")
-        return {
-            site: kept[site].cpu() if site in reduce else kept[site].to("cpu", torch.float32)
-            for site in sites
-        }
+        if copies is None:
+            own.synchronise()
+        return {site: kept[site] for site in sites}
 
     def logits_at(
         self,

@@ -88,7 +88,11 @@ def short_pass(model: Any, kinds: Sequence[str]) -> list[tuple[Any, ...]]:
     layers = range(model.n_layers)
     with model.reading([f"{kind}.{layer}" for layer in layers for kind in kinds]) as store:
         model.forward(ids, torch.ones_like(ids))
-    return [(layer, *(store[f"{kind}.{layer}"].float() for kind in kinds)) for layer in layers]
+    # A device map spreads the layers; what is compared comes to one device.
+    return [
+        (layer, *(store[f"{kind}.{layer}"].to(model.device, torch.float32) for kind in kinds))
+        for layer in layers
+    ]
 
 
 def _close(model: ModelBackend, found: Tensor, expected: Tensor) -> bool:

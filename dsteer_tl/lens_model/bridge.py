@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
-from dsteer_tl.errors import CheckpointError
+from dsteer_tl.errors import CheckpointError, HookError
 from dsteer_tl.lens_model.base import LensModel
 from dsteer_tl.lens_model.block_outputs import check_layer, projection_of
 from dsteer_tl.lens_model.components import (
@@ -107,7 +107,7 @@ class BridgeLens(LensModel):
         """The model's own final norm, gain included."""
         norm = self.bridge.ln_final.original_component
         result: Tensor = norm(x)
-        return result
+        return result.to(x.device)  # a device map may have put the norm elsewhere
 
     def hook_name(self, site: str) -> str:
         """The TransformerLens hook of a site or of a place inside a block."""
@@ -134,11 +134,25 @@ class BridgeLens(LensModel):
 
     def _forward(self, ids: Tensor, mask: Tensor, *, last_only: bool) -> Tensor:
         extra = {"logits_to_keep": 1} if last_only and self._accepts_logits_to_keep else {}
-        with self._direct.running():
+        with self._running(mask):
             logits: Tensor = self.bridge(
                 ids, attention_mask=mask, return_type="logits", use_cache=False, **extra
             )
         return logits
+
+    def _running(self, mask: Tensor) -> contextlib.AbstractContextManager[None]:
+        """A pass, by transformers' own blocks unless something inside them is hooked.
+
+        Raises:
+            HookError: It is, and TransformerLens would give NaN: its softmax is float32, where the
+                least float64, by which it masks, is infinite and a pad attends to nothing.
+        """
+        if self._direct.hooked and self.dtype == torch.float64 and not bool(mask[:, 0].all()):
+            raise HookError(
+                f"{self.name} is float64, its batch is left-padded, and something inside its "
+                "blocks is hooked: TransformerLens gives NaN there; load it in float32"
+            )
+        return self._direct.running()
 
     @contextlib.contextmanager
     def _hook(self, name: str, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -167,7 +181,7 @@ class BridgeLens(LensModel):
         if self._accepts_position_ids:
             # GPT-2 would count pads as positions.
             extra["position_ids"] = (mask[:, :-1].cumsum(dim=1) - 1).clamp_min(0)
-        with self._direct.running():
+        with self._running(mask):
             return self.bridge.original_model(
                 input_ids=ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True, **extra
             ).past_key_values
@@ -188,7 +202,7 @@ class BridgeLens(LensModel):
             # Generation writes into the cache: every call has its own.
             cache = copy.deepcopy(prefill.cache)
             cache.batch_repeat_interleave(prefill.repeats)
-        with self._direct.running():
+        with self._running(mask):
             return generate_with_transformers(
                 self.bridge.original_model,
                 ids,

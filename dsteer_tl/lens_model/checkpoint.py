@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dsteer_tl.errors import CheckpointError
+from dsteer_tl.errors import CheckpointError, DependencyError
 from dsteer_tl.lens_model.readout import hash_tensors
 
 #: The embedded base model ships in the package and is asked for by this name.
 EMBEDDED_MODEL = "tales"
 _EMBEDDED_FOLDER = Path(__file__).resolve().parents[1] / "assets" / "tales-base"
+Quantization = Literal["8bit", "4bit"]
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -37,15 +39,16 @@ class LoadOptions:
         revision: Branch, tag or commit of a hub repository.
         trust_remote_code: Run Python code that comes with a hub repository. Off unless asked.
         device_map: Passed to transformers, for models larger than one device.
-        quantization: Keyword arguments for transformers' ``BitsAndBytesConfig``, or None.
+        quantization: Whether the blocks' matrices are kept in 8 or 4 bits (bitsandbytes).
+            Embeddings, norms and the unembedding stay in ``dtype``, so that the readout is exact.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     revision: str | None = None
     trust_remote_code: bool = False
-    device_map: str | None = None
-    quantization: dict[str, Any] | None = None
+    device_map: str | dict[str, Any] | None = None
+    quantization: Quantization | None = None
 
 
 def resolve_source(source: str | Path) -> str:
@@ -88,20 +91,15 @@ def load_model(source: str | Path, options: LoadOptions) -> PreTrainedModel:
     """A causal language model in evaluation mode, from a directory or a hub id.
 
     Raises:
-        CheckpointError: Missing, corrupt, incomplete, pickled or non-finite weights.
+        CheckpointError: Missing, corrupt, incomplete, pickled or non-finite weights; weights that
+            do not fit the devices; an unembedding that is quantized.
+        DependencyError: Quantization was asked for and bitsandbytes is not installed.
     """
-    check_device(options.device)
+    extra = _placement(options)
     location = resolve_source(source)
     if _is_local(location):
         _check_folder(Path(location))
-    extra: dict[str, Any] = {}
     loaded: Any
-    if options.device_map is not None:
-        extra["device_map"] = options.device_map
-    if options.quantization is not None:
-        from transformers import BitsAndBytesConfig
-
-        extra["quantization_config"] = BitsAndBytesConfig(**options.quantization)
     try:
         with quiet_transformers():
             loaded = AutoModelForCausalLM.from_pretrained(
@@ -124,11 +122,57 @@ def load_model(source: str | Path, options: LoadOptions) -> PreTrainedModel:
             f"{source} lacks {len(missing)} weights, first {missing[0]!r}: the checkpoint is "
             "incomplete or of another architecture"
         )
-    check_finite(model.named_parameters(), str(source))
-    if options.device_map is None and options.quantization is None:
+    _check_placed(model, str(source))
+    if not extra:
         torch.nn.Module.to(model, options.device)
+    check_finite(model.named_parameters(), str(source))
     model.eval()
     return model
+
+
+def _placement(options: LoadOptions) -> dict[str, Any]:
+    """What transformers is told of devices and number formats; nothing for one plain device."""
+    if options.device_map is None:
+        check_device(options.device)
+    if options.quantization is None:
+        return {} if options.device_map is None else {"device_map": options.device_map}
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise DependencyError(
+            f"weights in {options.quantization} need bitsandbytes: install "
+            "'dsteer-tl[quantization]', or load without quantization"
+        )
+    from transformers import BitsAndBytesConfig
+
+    dtype = getattr(torch, options.dtype)
+    settings = {
+        "8bit": {"load_in_8bit": True},
+        "4bit": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+        },
+    }
+    return {
+        # Quantized weights cannot be moved afterwards.
+        "device_map": options.device_map or {"": options.device},
+        "quantization_config": BitsAndBytesConfig(**settings[options.quantization]),
+    }
+
+
+def _check_placed(model: PreTrainedModel, source: str) -> None:
+    outside = [name for name, found in model.named_parameters() if found.device.type == "meta"]
+    if outside:
+        raise CheckpointError(
+            f"{source} does not fit: device_map left {len(outside)} weights outside the devices, "
+            f"first {outside[0]!r}; they would be copied in for every pass. Give more devices, "
+            "half precision or quantization"
+        )
+    unembedding = model.get_output_embeddings()
+    if unembedding is not None and not unembedding.weight.is_floating_point():
+        raise CheckpointError(
+            f"the unembedding of {source} is quantized ({unembedding.weight.dtype}), and the "
+            "readout would not be exact: use a checkpoint whose lm_head is kept as trained"
+        )
 
 
 def check_device(device: str) -> None:
@@ -181,8 +225,19 @@ def check_finite(parameters: Iterable[tuple[str, Tensor]], name: str) -> None:
 
 
 def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 over every parameter, as the identity of a model in manifests and vectors."""
-    return hash_tensors(dict(model.named_parameters()))
+    """SHA-256 over every parameter, as the identity of a model in manifests and vectors.
+
+    Of quantized weights also over their scales: the same codes mean other weights with others.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        tensors[name] = parameter
+        if isinstance(scales := getattr(parameter, "SCB", None), Tensor):  # 8 bits
+            tensors[f"{name}.SCB"] = scales
+        if (state := getattr(parameter, "quant_state", None)) is not None:  # 4 bits
+            parts = state.as_dict(packed=True)
+            tensors.update({f"{name}.{key}": value for key, value in parts.items()})
+    return hash_tensors(tensors)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dsteer_tl.lens_model.memory import HostCopies
 from dsteer_tl.lens_model.types import Gather
 
 #: From a site and what is called with its tensor to the hook.
@@ -23,10 +24,12 @@ def gathering(
     gather: Gather,
     device: torch.device,
     reduce: Mapping[str, Reduce],
+    copies: HostCopies,
 ) -> Iterator[dict[str, Tensor]]:
     """Fill a dictionary with the gathered rows of each site while the block runs.
 
-    Rows are gathered inside the hook, so that the full residual stream of a batch is never kept.
+    Rows are gathered inside the hook, so that the full residual stream of a batch is never kept,
+    and start on their way to the host there: as float32, or in the dtype of what `reduce` gives.
     """
     rows, positions = gather.rows.to(device), gather.positions.to(device)
     kept: dict[str, Tensor] = {}
@@ -34,7 +37,10 @@ def gathering(
     def keep(site: str) -> Callable[[Tensor], None]:
         def function(tensor: Tensor) -> None:
             found = tensor[rows.to(tensor.device), positions.to(tensor.device)].detach()
-            kept[site] = reduce[site](found) if site in reduce else found
+            if site in reduce:
+                kept[site] = copies.to_host(reduce[site](found), None)
+            else:
+                kept[site] = copies.to_host(found)
 
         return function
 

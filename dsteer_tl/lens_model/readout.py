@@ -32,11 +32,15 @@ class Readout:
     _hash: str = field(default="", init=False, repr=False, compare=False)
 
     def __call__(self, h: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab"]:
-        """Logits of final hidden states, in the dtype of ``h``."""
-        logits = (h @ self.W_U.to(h.dtype) + self.b_U.to(h.dtype)) * self.scale
+        """Logits of final hidden states, in the dtype and on the device of ``h``.
+
+        They are computed where the unembedding lies: a device map may have put it elsewhere.
+        """
+        here = h.to(self.W_U.device)
+        logits = (here @ self.W_U.to(h.dtype) + self.b_U.to(h.dtype)) * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits
+        return logits.to(h.device)
 
     def invert_transform(self, logits: Float[Tensor, ...]) -> Float[Tensor, ...]:
         """Undo scale and soft-capping, so that differences are linear in ``h`` again."""

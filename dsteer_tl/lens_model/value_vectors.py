@@ -54,7 +54,7 @@ def require_value_vectors(model: Any) -> None:
     """See `LensModel.check_value_vectors`; a short forward pass compares the two."""
     for layer, found, m in short_pass(model, ("mlp_out", "mlp_post")):
         weights = model.mlp_weights(layer)
-        expected = m @ weights.W_out.float() + weights.b_out.float()
+        expected = m @ weights.W_out.to(m) + weights.b_out.to(m)
         if not float((found - expected).norm()) <= _TOLERANCE * float(found.norm()):
             raise HookError(
                 f"the MLP of block {layer} of {model.name} does not write m·W_out + b_out: a norm "

@@ -37,9 +37,9 @@ def embeddings_table(inputs: StressInputs) -> pd.DataFrame:
     reference = bench.measure_reference(frozen)
     captured = bench.capture(bench.variant(TRAINABLE, **neither))
     trainable = bench.rows(captured)
-    change = captured.pair.policy.W_U.double() - captured.pair.base.W_U.double()
-    moved = float(change.norm() / captured.pair.base.W_U.double().norm())
-    del captured, change
+    before, after = (m.W_U.cpu().double() for m in (captured.pair.base, captured.pair.policy))
+    moved = float((after - before).norm() / before.norm())
+    del captured, before, after
     table = bench.summary(
         [
             reference,

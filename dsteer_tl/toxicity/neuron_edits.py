@@ -149,8 +149,10 @@ def mean_contributions(
         found = lens.capture(batch.ids, batch.mask, places, Gather(rows, positions))
         for layer, place in enumerate(places):
             total[layer] += found[place].abs().double().sum(dim=0).numpy()
-    norms = [lens.mlp_weights(layer).W_out.double().norm(dim=1) for layer in range(lens.n_layers)]
-    return np.asarray(total / count * torch.stack(norms).cpu().numpy())
+    norms = [
+        lens.mlp_weights(layer).W_out.double().norm(dim=1).cpu() for layer in range(lens.n_layers)
+    ]
+    return np.asarray(total / count * torch.stack(norms).numpy())
 
 
 def most_active_neurons(

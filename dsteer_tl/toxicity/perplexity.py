@@ -93,10 +93,13 @@ def window_losses(
         for indices in length_sorted_batches([len(window) for window in windows], budget):
             batch = pad([windows[index] for index in indices])
             logits = lens.forward(batch.ids, batch.mask)
-            for row, index in enumerate(indices):
-                length = len(windows[index])
-                targets = batch.ids[row, 1:length].to(logits.device)
-                nats[index] = float(_losses(logits[row, : length - 1], targets).sum())
+            ids = batch.ids.to(logits.device)
+            lengths = [len(windows[index]) for index in indices]
+            sums = [
+                _losses(logits[row, : length - 1], ids[row, 1:length]).sum()
+                for row, length in enumerate(lengths)
+            ]
+            nats[indices] = torch.stack(sums).cpu().numpy()
     return WindowLosses(nats=nats, tokens=_predicted(windows))
 
 

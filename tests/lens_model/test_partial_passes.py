@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsteer_tl.lens_model import Edit, Gather, LensModel, pad
+from dsteer_tl.errors import HookError
+from dsteer_tl.lens_model import Edit, Gather, LensModel, load_lens_model, pad
 from dsteer_tl.lens_model.bridge import BridgeLens
 from dsteer_tl.sites import FINAL, resid_post
 from tests.lens_model.cases import Case
-from tests.models import LAYERS, VOCABULARY
+from tests.models import LAYERS, VOCABULARY, random_model
 
 GENERATOR = torch.Generator().manual_seed(5)
 ROWS = tuple(
@@ -130,3 +131,13 @@ def test_the_stream_is_read_in_direct_blocks_without_falling_back(case: Case) ->
         assert not lens._direct.hooked
     with lens.reading(["resid_pre.1"]):
         assert not lens._direct.hooked
+
+
+def test_float64_is_refused_where_its_attention_would_be_nan() -> None:
+    lens = load_lens_model(random_model("llama").double())
+    left = pad(ROWS, side="left")
+    lens.generate(left.ids, left.mask, max_new_tokens=2)
+    with lens.hooks([shifted(lens, "attn_out.0")]):
+        lens.forward(BATCH.ids, BATCH.mask)
+        with pytest.raises(HookError, match=r"float64.*left-padded.*load it in float32"):
+            lens.generate(left.ids, left.mask, max_new_tokens=2)

@@ -95,8 +95,8 @@ def test_scaled_keys_are_edited_weights(
 def test_greedy_continuations_are_those_of_edited_weights(
     models: dict[str, tuple[Any, LensModel]], architecture: str, keys: Keys
 ) -> None:
-    plain, lens = models[architecture]
-    edited = lens_of(with_longer_keys(plain, architecture, keys, 10.0))
+    plain = copy.deepcopy(models[architecture][0]).float()
+    lens, edited = lens_of(plain), lens_of(with_longer_keys(plain, architecture, keys, 10.0))
     batch = pad(ROWS, side="left")
     with lens.hooks(scale_keys(lens, group(PLACES), 10.0, keys)):
         found = lens.generate(batch.ids, batch.mask, max_new_tokens=12)
