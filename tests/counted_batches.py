@@ -20,7 +20,7 @@ def counting(stop_after: int = 10**6) -> Iterator[list[str]]:
     """The batches that are generated or scored; stops before one too many."""
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("generate_rows", "score_sequences"):
+        for name in ("generate_rows", "score_directions"):
             original = getattr(sweep_rows, name)
 
             def counted(*arguments: Any, _name: str = name, _do: Any = original, **own: Any) -> Any:

@@ -6,7 +6,8 @@ Adding λv to h adds λb to the logits, b = W_Uᵀv, so that with z the unsteere
 
 and the sum over the vocabulary is, for all tokens and coefficients at once, one matrix product.
 KL(p‖steered) = Σ p log p − Σ p z − λ Σ p b + log Σ exp(z + λb) follows without another pass over
-the vocabulary for each coefficient.
+the vocabulary for each coefficient. The exp(z − m) are those of the unsteered model's own softmax,
+the exp(λb − c) are the same for all tokens and made once for all batches.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from torch import Tensor
 
 from dsteer_tl.lens_model import LensModel
 from dsteer_tl.steering.interventions import Intervention
-from dsteer_tl.steering.scored import Batch, Reference, compare
+from dsteer_tl.steering.reference import Reference, Role, compare, row_blocks
+from dsteer_tl.steering.scored import Batch
 
 # Beyond this spread of λb in nats, exp(z − m)·exp(λb − c) could underflow for every token.
 _SAFE_SPREAD = 600.0
+# Columns of W_U that are float64 at a time.
+_COLUMNS = 4096
+# Most exponentials that a line keeps from batch to batch: 32 MiB.
+_KEPT = 2**22
 # Picking candidates pays while they are at most this part of the vocabulary, a quarter.
 _CANDIDATES_PAY = 4
 
@@ -32,9 +38,11 @@ def logit_direction(lens: LensModel, intervention: Intervention) -> Float[Tensor
     if intervention.logit_bias is not None:
         return torch.from_numpy(intervention.logit_bias).to(lens.device)
     (vector,) = intervention.vectors
-    readout = lens.readout
-    values = torch.from_numpy(vector.values).to(lens.device)
-    return values @ readout.W_U.to(torch.float64) * readout.scale
+    W_U = lens.readout.W_U
+    values = torch.from_numpy(vector.values).to(W_U.device)
+    # In parts: W_U in float64 may be larger than the model.
+    parts = [values @ part.to(torch.float64) for part in torch.split(W_U, _COLUMNS, 1)]
+    return torch.cat(parts).to(lens.device) * lens.readout.scale
 
 
 def steered_logits(
@@ -57,119 +65,129 @@ def steered_logits(
     return softcap * torch.tanh((before + added) / softcap)
 
 
-def score_grid(
-    lens: LensModel,
-    role: str,
-    intervention: Intervention,
-    scales: Sequence[float],
-    batch: Batch,
-    reference: Reference,
-    shared: SharedExponentials | None = None,
-) -> list[dict[str, Float[Tensor, " token"]]]:
-    """`scored.STATISTICS` for every scale of one intervention.
+class Line:
+    """z + λb for the scales of one intervention: what is the same for every token and batch.
 
     Args:
         lens: The model that is steered.
-        role: "base" or "policy", whichever that is in `reference`.
         intervention: A vector at h, or a logit bias.
         scales: Multiples of it, sign included.
+
+    Attributes:
+        direction: b.
+        grid: The scales.
+        closed: Whether the closed form holds: no soft-capping between z and the logits, and no
+            scale at which the shared exponentials could underflow.
+        first_alone: Whether only what is predicted at a prompt token is steered.
+    """
+
+    def __init__(
+        self, lens: LensModel, intervention: Intervention, scales: Sequence[float]
+    ) -> None:
+        self.lens = lens
+        self.is_bias = intervention.logit_bias is not None
+        self.direction = logit_direction(lens, intervention)
+        self.first_alone = intervention.positions == "prompt"
+        # The rows that are not steered are those of λ = 0.
+        own = [*scales, 0.0] if self.first_alone else list(scales)
+        self.grid = self.direction.new_tensor(own)
+        capped = lens.readout.softcap is not None and not self.is_bias
+        spread = float(self.direction.max() - self.direction.min()) * max(map(abs, own), default=0)
+        self.closed = bool(own) and not capped and spread <= _SAFE_SPREAD
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    def exponentials(
+        self,
+    ) -> tuple[Float[Tensor, "coefficient d_vocab"], Float[Tensor, " coefficient"]]:
+        """exp(λb − c) and c, the largest λb of each coefficient."""
+        if self._kept is not None:
+            return self._kept
+        exponents = self.grid[:, None] * self.direction[None]
+        highest = exponents.max(dim=-1).values
+        found = exponents.sub_(highest[:, None]).exp_(), highest
+        # Where they are many, a batch makes them again: there are as many lines as curves.
+        self._kept = found if exponents.numel() <= _KEPT else None
+        return found
+
+
+def score_grid(
+    line: Line, role: Role, batch: Batch, reference: Reference
+) -> dict[str, Float[Tensor, "coefficient token"]]:
+    """`scored.STATISTICS` for every scale of one intervention.
+
+    Args:
+        line: The intervention and its scales.
+        role: The model that is steered, which must be in `reference`.
         batch: Sequences and positions.
         reference: Base and policy at those positions.
-        shared: exp(z − m) of this host and batch, for many interventions.
     """
-    logits = reference.logits[role]
-    direction = logit_direction(lens, intervention)
-    is_bias = intervention.logit_bias is not None
-    capped = lens.readout.softcap is not None and not is_bias
-    spread = float(direction.max() - direction.min()) * max((abs(s) for s in scales), default=0.0)
-    if capped or intervention.positions == "prompt" or spread > _SAFE_SPREAD:
-        only = _first_tokens(batch) if intervention.positions == "prompt" else None
-        return [
+    if line.closed:
+        found = _closed_form(line, role, batch, reference)
+    else:
+        logits = reference.models[role].logits
+        single = [
             compare(
-                _only(logits, steered_logits(lens, logits, direction, s, is_bias=is_bias), only),
+                steered_logits(line.lens, logits, line.direction, scale, is_bias=line.is_bias),
                 batch,
                 reference,
             )
-            for s in scales
+            for scale in line.grid.tolist()
         ]
-    shared = shared or SharedExponentials(logits)
-    return _closed_form(logits, direction, scales, batch, reference, shared)
-
-
-class SharedExponentials:
-    """exp(z − m), the part of the partition function that no coefficient changes."""
-
-    def __init__(self, logits: Float[Tensor, "token d_vocab"]) -> None:
-        double = logits.double()
-        self.highest = double.max(dim=-1).values
-        # Not in place: in a float64 model these are the logits themselves.
-        self.values = (double - self.highest[:, None]).exp_()
-
-
-def _closed_form(
-    logits: Tensor,
-    direction: Tensor,
-    scales: Sequence[float],
-    batch: Batch,
-    reference: Reference,
-    shared: SharedExponentials,
-) -> list[dict[str, Tensor]]:
-    grid = torch.tensor(list(scales), dtype=torch.float64, device=logits.device)
-    exponents = grid[:, None] * direction[None]
-    highest = exponents.max(dim=-1).values
-    weights = exponents.sub_(highest[:, None]).exp_()
-    partition = (shared.values @ weights.T).log() + shared.highest[:, None] + highest
-    targets = batch.targets.to(logits.device)
-    token_logit = logits.gather(1, targets[:, None])[:, 0].double()
-    token_move = direction[targets]
-    top = _likeliest(logits, direction, grid)
-    means = {
-        name: (_mean(reference.p[name], logits), reference.p[name] @ direction)
-        for name in ("base", "policy")
+        found = {name: torch.stack([own[name] for own in single]) for name in single[0]}
+    if not line.first_alone:
+        return found
+    # At h nothing but the scored tokens that are predicted at a prompt token is steered.
+    first = batch.positions < torch.tensor(batch.prompt_lengths)[batch.rows]
+    return {
+        name: torch.where(first.to(values.device), values[:-1], values[-1])
+        for name, values in found.items()
     }
-    found = []
-    for index, scale in enumerate(scales):
-        statistics = {"log_probability": token_logit + scale * token_move - partition[:, index]}
-        for name, (mean_logit, mean_move) in means.items():
-            cross = mean_logit + scale * mean_move - partition[:, index]
-            statistics[f"kl_{name}"] = (reference.negative_entropy[name] - cross).clamp_min(0)
-            statistics[f"top1_{name}"] = (top[index] == reference.top[name]).double()
-        found.append(statistics)
+
+
+def _closed_form(line: Line, role: Role, batch: Batch, reference: Reference) -> dict[str, Tensor]:
+    host, scales = reference.models[role], line.grid[:, None]
+    weights, highest = line.exponentials()
+    partition = (weights @ host.weights.T).log() + host.highest + highest[:, None]
+    targets = batch.targets.to(host.logits.device)
+    token_logit = host.logits.gather(1, targets[:, None])[:, 0].to(scales.dtype)
+    found = {"log_probability": token_logit + scales * line.direction[targets] - partition}
+    if not reference.asked:
+        return found
+    top = _likeliest(host.logits, line)
+    for name in reference.asked:
+        model = reference.models[name]
+        mean_move = (model.weights @ line.direction) / model.total
+        cross = reference.mean_logit(role, name) + scales * mean_move - partition
+        own = model.mean_logit - model.normaliser
+        found[f"kl_{name}"] = (own - cross).clamp_min(0)
+        found[f"top1_{name}"] = (top == model.top).to(scales.dtype)
     return found
 
 
-def _mean(p: Tensor, logits: Tensor) -> Tensor:
-    mean: Tensor = torch.linalg.vecdot(p, logits.double())
-    return mean
-
-
-def _likeliest(
-    logits: Tensor, direction: Tensor, grid: Float[Tensor, " coefficient"]
-) -> list[Int[Tensor, " token"]]:
+def _likeliest(logits: Tensor, line: Line) -> Int[Tensor, "coefficient token"]:
     """Argmax of z + λb for each λ, among the tokens that can be it anywhere on the grid.
 
     A token whose largest value over the grid is below another's smallest never is the likeliest.
     """
-    low, high = float(grid.min()), float(grid.max())
-    ends = torch.stack([low * direction, high * direction])
-    best = (logits + ends.amin(dim=0).to(logits.dtype)).amax(dim=-1, keepdim=True)
-    upper = logits + ends.amax(dim=0).to(logits.dtype)
-    most = int((upper >= best).sum(dim=-1).max())
-    if _CANDIDATES_PAY * most > logits.shape[-1]:
-        return [(logits + (s * direction).to(logits.dtype)).argmax(dim=-1) for s in grid]
-    candidates = upper.topk(most, dim=-1).indices
-    values, moves = logits.gather(1, candidates), direction.to(logits.dtype)[candidates]
-    places = [(values + s.to(logits.dtype) * moves).argmax(dim=-1, keepdim=True) for s in grid]
-    return [candidates.gather(1, place)[:, 0] for place in places]
-
-
-def _first_tokens(batch: Batch) -> Tensor:
-    """Of the scored tokens, those predicted at a prompt token: at h nothing else is steered."""
-    lengths = torch.tensor(batch.prompt_lengths)
-    return batch.positions < lengths[batch.rows]
-
-
-def _only(before: Tensor, after: Tensor, chosen: Tensor | None) -> Tensor:
-    if chosen is None:
-        return after
-    return torch.where(chosen.to(before.device)[:, None], after, before)
+    grid, direction = line.grid.to(logits.dtype), line.direction.to(logits.dtype)
+    ends = torch.stack([line.grid.min() * line.direction, line.grid.max() * line.direction])
+    low, high = (ends.amin(dim=0).to(logits.dtype), ends.amax(dim=0).to(logits.dtype))
+    found = []
+    for rows in row_blocks(logits):
+        own = logits[rows]
+        possible = own + high >= (own + low).amax(dim=-1, keepdim=True)
+        counts = possible.sum(dim=-1)
+        most = int(counts.max())
+        if _CANDIDATES_PAY * most > logits.shape[-1]:
+            whole = [(own + scale * direction).argmax(dim=-1) for scale in grid]
+            found.append(torch.stack(whole))
+            continue
+        row, token = possible.nonzero(as_tuple=True)
+        place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        candidates = token.new_zeros(len(own), most).index_put((row, place), token)
+        values = own.new_full((len(own), most), -torch.inf)
+        values = values.index_put((row, place), own[row, token])
+        moved = values + grid[:, None, None] * direction[candidates]
+        best = moved.argmax(dim=-1)
+        found.append(candidates.expand(len(grid), -1, -1).gather(2, best[..., None])[..., 0])
+    return torch.cat(found, dim=1)

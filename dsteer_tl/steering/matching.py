@@ -50,16 +50,27 @@ def match_by_kl(
     """
     if not controls:
         return []
-    aims = _mean_kl(pair, Setting.by_norm(target, coefficients), sequences, direction, progress)
+    host, senses = HOSTS[direction], (1.0, -1.0)
+    settings = [Setting.by_norm(target, coefficients)] + [
+        Setting.by_norm(control, [sense * value for value in _GRID])
+        for control in controls
+        for sense in senses
+        if any(value * sense > 0 for value in coefficients)
+    ]
+    # The other model says nothing of how far this one moves.
+    scored = score_sequences(
+        pair, settings, sequences, direction, references=(host,), progress=progress
+    )
+    aims, *curves = (getattr(own, f"kl_{host}").sum(axis=1) / own.tokens.sum() for own in scored)
+    remaining = iter(curves)
     found = []
     for control in controls:
         scales = np.zeros(len(coefficients))
-        for sense in (1.0, -1.0):
+        for sense in senses:
             asked = [index for index, value in enumerate(coefficients) if value * sense > 0]
             if not asked:
                 continue
-            grid = Setting.by_norm(control, [sense * value for value in _GRID])
-            curve = _mean_kl(pair, grid, sequences, direction, progress)
+            curve = next(remaining)
             for index in asked:
                 scales[index] = sense * scale_for(aims[index], _GRID, curve)
         found.append(
@@ -85,16 +96,3 @@ def scale_for(aim: float, scales: Sequence[float], curve: Float[np.ndarray, " sc
         # Below the grid KL is quadratic in the scale.
         return float(np.exp(log_scale[0] + 0.5 * (np.log(aim) - rising[0])))
     return float(np.exp(np.interp(np.log(aim), rising, log_scale)))
-
-
-def _mean_kl(
-    pair: ModelPair,
-    setting: Setting,
-    sequences: Sequence[TokenSequence],
-    direction: Direction,
-    progress: bool,
-) -> Float[np.ndarray, " coefficient"]:
-    (scored,) = score_sequences(pair, [setting], sequences, direction, progress=progress)
-    total = getattr(scored, f"kl_{HOSTS[direction]}")
-    mean: np.ndarray = total.sum(axis=1) / scored.tokens.sum()
-    return mean

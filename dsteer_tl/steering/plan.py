@@ -63,7 +63,7 @@ class SweepCost:
         completions: Texts to generate.
         new_tokens: Most tokens in them.
         batches: Packed generations.
-        scored_tokens: Tokens of given sequences, each read by base and policy once a direction.
+        scored_tokens: Tokens of given sequences, each read by base and policy once.
         replayed_coefficients: Coefficients for which blocks above a site run again.
         algebraic_coefficients: Coefficients that cost a matrix product.
     """

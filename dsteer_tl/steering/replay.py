@@ -1,7 +1,7 @@
 """Steering inside the network: the residual is kept once, the layers above run again.
 
 The blocks below the lowest steered site see nothing of the coefficient, so their output is kept and
-each coefficient costs only the blocks above it.
+each coefficient costs only the blocks above it. The unembedding runs on the scored tokens alone.
 """
 
 from __future__ import annotations
@@ -27,18 +27,27 @@ class Replay:
         lens: The model that is steered.
         batch: Right-padded sequences.
         site: The lowest steered site, ``"resid_post.<layer>"``.
+        residual: What `unsteered_logits` kept of the batch at the site; a pass of its own reads it
+            where there is none.
     """
 
-    def __init__(self, lens: LensModel, batch: Batch, site: str) -> None:
+    def __init__(
+        self,
+        lens: LensModel,
+        batch: Batch,
+        site: str,
+        residual: Float[Tensor, "batch position d_model"] | None = None,
+    ) -> None:
         if site == FINAL:
             raise HookError("nothing follows 'h': use the algebra of the logits")
         self.lens, self.batch, self.site = lens, batch, site
-        with torch.inference_mode(), lens.reading([site]) as kept:
-            lens.forward(batch.ids, batch.mask)
-        self.residual = kept[site]
+        if residual is None:
+            _, kept = unsteered_logits(lens, batch, [site])
+            residual = kept[site]
+        self.residual = residual
 
     def logits(self, intervention: Intervention, scale: float) -> Float[Tensor, "token d_vocab"]:
-        """Logits at the scored tokens; bit for bit the unsteered ones at scale 0.
+        """Logits at the scored tokens; bit for bit those of `unsteered_logits` at scale 0.
 
         Raises:
             HookError: The intervention steers below the kept residual.
@@ -57,7 +66,16 @@ class Replay:
             _steered(intervention, batch),
         )
         with torch.inference_mode(), lens.resumed(self.site, residual), lens.hooks(edits):
-            return batch.at_tokens(lens.forward(batch.ids, batch.mask))
+            return lens.logits_at(batch.ids, batch.mask, batch.scored)
+
+
+def unsteered_logits(
+    lens: LensModel, batch: Batch, sites: Sequence[str] = ()
+) -> tuple[Float[Tensor, "token d_vocab"], dict[str, Float[Tensor, "batch position d_model"]]]:
+    """Logits at the scored tokens, and the residuals at sites, of one pass."""
+    with torch.inference_mode(), lens.reading(sites) as kept:
+        logits = lens.logits_at(batch.ids, batch.mask, batch.scored)
+    return logits, kept
 
 
 def logits_by_hooks(
@@ -66,7 +84,7 @@ def logits_by_hooks(
     """One forward pass under hooks for one coefficient: the slow way that others must equal."""
     edits = batch_edits(intervention, scale, batch)
     with torch.inference_mode(), lens.hooks(edits):
-        logits = batch.at_tokens(lens.forward(batch.ids, batch.mask))
+        logits = lens.logits_at(batch.ids, batch.mask, batch.scored)
     if intervention.logit_bias is not None and scale != 0:
         moved = logits + torch.from_numpy(scale * intervention.logit_bias).to(logits)
         steered = batch.at_tokens(_steered(intervention, batch)).to(logits.device)

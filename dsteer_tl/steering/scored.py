@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dsteer_tl.distributions import as_double, log_probabilities
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.lens_model import Gather, LensModel, length_sorted_batches, pad
 from dsteer_tl.sites import FINAL
@@ -72,6 +71,11 @@ class Batch:
     targets: Int[Tensor, " token"]
     owner: Int[np.ndarray, " token"]
 
+    @property
+    def scored(self) -> Gather:
+        """Where the scored tokens are predicted."""
+        return Gather(self.rows, self.positions)
+
     def at_tokens(self, tensor: Tensor) -> Tensor:
         """The rows of ``[batch, position, …]`` that predict the scored tokens."""
         return tensor[self.rows.to(tensor.device), self.positions.to(tensor.device)]
@@ -106,70 +110,6 @@ def batches(sequences: Sequence[TokenSequence], token_budget: int) -> Iterator[B
             torch.tensor(columns[1]),
             torch.tensor(columns[2]),
             np.array(columns[3]),
-        )
-
-
-class Reference:
-    """Base and policy at the scored tokens of a batch: what every steered model is held against."""
-
-    def __init__(self, base: LensModel, policy: LensModel, batch: Batch) -> None:
-        self.logits = {
-            "base": batch.at_tokens(base.forward(batch.ids, batch.mask)),
-            "policy": batch.at_tokens(policy.forward(batch.ids, batch.mask)),
-        }
-        self.log_p = {name: log_probabilities(logits) for name, logits in self.logits.items()}
-        self.p = {name: values.exp() for name, values in self.log_p.items()}
-        self.negative_entropy = {
-            name: torch.linalg.vecdot(self.p[name], self.log_p[name]) for name in self.log_p
-        }
-        self.top = {name: logits.argmax(dim=-1) for name, logits in self.logits.items()}
-
-
-def compare(
-    logits: Float[Tensor, "token d_vocab"], batch: Batch, reference: Reference
-) -> dict[str, Float[Tensor, " token"]]:
-    """`STATISTICS` of one set of steered logits, per token, in float64."""
-    wide = as_double(logits)
-    normaliser = wide.logsumexp(dim=-1)
-    top = logits.argmax(dim=-1)
-    targets = batch.targets.to(wide.device)[:, None]
-    found = {"log_probability": wide.gather(1, targets)[:, 0] - normaliser}
-    for name in ("base", "policy"):
-        # −Σ p log q needs no array of log q: log q = z − log Σ exp z, and p sums to 1.
-        cross = torch.linalg.vecdot(reference.p[name], wide) - normaliser
-        found[f"kl_{name}"] = (reference.negative_entropy[name] - cross).clamp_min(0)
-        found[f"top1_{name}"] = (top == reference.top[name]).double()
-    return found
-
-
-class Sums:
-    """Adds per-token statistics up into `Scored`."""
-
-    def __init__(self, coefficients: int, sequences: int) -> None:
-        self._sums = {name: np.zeros((coefficients, sequences)) for name in STATISTICS}
-        self._unsteered = {name: np.zeros(sequences) for name in ("base", "policy")}
-        self._tokens = np.zeros(sequences, dtype=np.int64)
-
-    def note(self, batch: Batch, reference: Reference) -> None:
-        """Count the tokens of a batch and add up what the unsteered models give them."""
-        np.add.at(self._tokens, batch.owner, 1)
-        for name, total in self._unsteered.items():
-            log_p = reference.log_p[name]
-            values = log_p.gather(1, batch.targets.to(log_p.device)[:, None])[:, 0]
-            np.add.at(total, batch.owner, values.cpu().numpy())
-
-    def add(self, coefficient: int, batch: Batch, statistics: dict[str, Tensor]) -> None:
-        """Add the statistics of one coefficient."""
-        for name, values in statistics.items():
-            np.add.at(self._sums[name][coefficient], batch.owner, values.cpu().numpy())
-
-    def scored(self) -> Scored:
-        """The sums so far."""
-        return Scored(
-            **self._sums,
-            base_log_probability=self._unsteered["base"],
-            policy_log_probability=self._unsteered["policy"],
-            tokens=self._tokens,
         )
 
 

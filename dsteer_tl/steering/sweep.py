@@ -1,10 +1,13 @@
-"""Running a `SweepPlan`: completions and scores, streamed to disk, continued where they stopped."""
+"""Running a `SweepPlan`: completions and scores, streamed to disk, continued where they stopped.
+
+With several processes each runs every n-th part; a part is the same whoever runs it.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,10 +15,10 @@ from tqdm.auto import tqdm
 
 from dsteer_tl.directions import SteeringVector
 from dsteer_tl.errors import DataError
-from dsteer_tl.files import read_json, replacing, write_json
 from dsteer_tl.lens_model import LensModel
 from dsteer_tl.notebook import grid, heading, small, stacked
 from dsteer_tl.pair import ModelPair
+from dsteer_tl.processes import Processes
 from dsteer_tl.steering.check import check_steering
 from dsteer_tl.steering.interventions import Direction, Intervention
 from dsteer_tl.steering.plan import (
@@ -25,19 +28,17 @@ from dsteer_tl.steering.plan import (
     SweepPrompt,
     SweepSequence,
 )
+from dsteer_tl.steering.sweep_parts import KeptParts, SweepPart
 from dsteer_tl.steering.sweep_rows import RelativeNorms, completion_rows, scored_rows
 from dsteer_tl.steering.teacher_forced import HOSTS, Setting
 from dsteer_tl.steering.token_choice import Decoding
 
-logger = logging.getLogger(__name__)
-
 Steering = SteeringVector | Intervention
 
-_INDEX = "index.json"
 #: Completions in the preview of a notebook.
 _SHOWN = 16
 #: Sequences scored before their numbers are written.
-_SCORED_AT_ONCE = 128
+_SCORED_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,6 +83,7 @@ def sweep(
     suite: str = "prompts",
     folder: Path | None = None,
     progress: bool = True,
+    processes: Processes | None = None,
 ) -> SweepResult:
     """Continue prompts under base + λv for every λ, and under policy − λv for those of `invert`.
 
@@ -103,6 +105,7 @@ def sweep(
         suite: Name in the tables.
         folder: Where finished batches are kept, so that an interrupted sweep continues.
         progress: Show progress bars.
+        processes: Those that share the batches, as for `execute`.
 
     Raises:
         SpaceError: A vector does not belong to this pair.
@@ -121,7 +124,7 @@ def sweep(
         if len(grid)
     }
     plan = plan_sweep(pair, prompts, generated=settings, decoding=decoding, rows=rows, suite=suite)
-    return execute(plan, pair, folder=folder, progress=progress)
+    return execute(plan, pair, folder=folder, progress=progress, processes=processes)
 
 
 def plan_sweep(
@@ -179,46 +182,83 @@ def _prompts(pair: ModelPair, texts: Sequence[str], new_tokens: int) -> Iterable
 
 
 def execute(
-    plan: SweepPlan, pair: ModelPair, *, folder: Path | None = None, progress: bool = True
+    plan: SweepPlan,
+    pair: ModelPair,
+    *,
+    folder: Path | None = None,
+    progress: bool = True,
+    processes: Processes | None = None,
 ) -> SweepResult:
     """Run a plan. Finished parts in `folder` are read, not run again.
+
+    Args:
+        plan: What to run.
+        pair: Base and policy.
+        folder: Where parts are kept; without it they stay in memory.
+        progress: Show progress bars.
+        processes: Those that share the parts, all of which call this with the same plan and a
+            folder that all see; each returns the whole result. By default this process runs all.
 
     Raises:
         SelfCheckError: Steering does not do what it should on this model.
         RunError: The folder cannot be written.
     """
-    parts = _Parts(folder, plan.content_hash(_hashes(pair)))
+    processes = Processes() if processes is None or folder is None else processes
+    # A rounding of its own in one process would be another plan.
+    plan = processes.agreed(plan)
+    shown = progress and processes.is_main
+    parts = _parts(plan, pair, shown)
+    kept = KeptParts(folder, plan.content_hash(_hashes(pair)), processes)
+    own = processes.share(parts)
+    found: dict[str, pd.DataFrame] = {}
+    with tqdm(
+        total=sum(part.texts for part in own),
+        desc=f"sweep {plan.suite}",
+        unit="text",
+        disable=not shown,
+    ) as bar:
+        for part in own:
+            found[part.name] = kept.get(part)
+            bar.update(part.texts)
+    processes.wait()
+    frames = [found[part.name] if part.name in found else kept.read(part) for part in parts]
+    texts = sum(part.texts > 0 for part in parts)
+    return SweepResult(_joined(frames[:texts]), _by_direction(_joined(frames[texts:]), plan))
+
+
+def _parts(plan: SweepPlan, pair: ModelPair, progress: bool) -> list[SweepPart]:
+    """Generation first, then scores; nothing has run yet."""
     relative = RelativeNorms(pair, plan)
-    blocks = list(plan.blocks())
-    completions: list[pd.DataFrame] = []
-    scored: list[pd.DataFrame] = []
     checked: set[tuple[str, tuple[str, str]]] = set()
-    with tqdm(total=plan.cost().completions, desc=f"sweep {plan.suite}", unit="text",
-              disable=not progress) as bar:  # fmt: skip
-        for number, block in enumerate(blocks):
 
-            def write(block: GenerationBlock = block) -> pd.DataFrame:
-                host: LensModel = getattr(pair, HOSTS[block.direction])
-                if (block.direction, block.place) not in checked:
-                    check_steering(host, [item for item, _ in block.rows])
-                    checked.add((block.direction, block.place))
-                return completion_rows(plan, pair, block, relative)
+    def generate(block: GenerationBlock) -> pd.DataFrame:
+        host: LensModel = getattr(pair, HOSTS[block.direction])
+        if (block.direction, block.place) not in checked:
+            check_steering(host, [item for item, _ in block.rows])
+            checked.add((block.direction, block.place))
+        return completion_rows(plan, pair, block, relative)
 
-            completions.append(parts.get(f"completions-{number:05d}", write))
-            bar.update(len(block.prompts) * len(block.rows))
-    for direction, settings in plan.scored.items():
-        for start in range(0, len(plan.sequences), _SCORED_AT_ONCE):
-            own = plan.sequences[start : start + _SCORED_AT_ONCE]
+    found = [
+        SweepPart(
+            f"completions-{number:05d}",
+            len(block.prompts) * len(block.rows),
+            partial(generate, block),
+        )
+        for number, block in enumerate(plan.blocks())
+    ]
+    for start in range(0, len(plan.sequences) if plan.scored else 0, _SCORED_AT_ONCE):
+        rows = plan.sequences[start : start + _SCORED_AT_ONCE]
+        score = partial(scored_rows, plan, pair, rows, relative, progress)
+        found.append(SweepPart(f"scored-{start:07d}", 0, score))
+    return found
 
-            def score(
-                direction: Direction = direction,
-                settings: tuple[Setting, ...] = settings,
-                own: tuple[SweepSequence, ...] = own,
-            ) -> pd.DataFrame:
-                return scored_rows(plan, pair, direction, settings, own, relative, progress)
 
-            scored.append(parts.get(f"scored-{direction}-{start:07d}", score))
-    return SweepResult(_joined(completions), _joined(scored))
+def _by_direction(scored: pd.DataFrame, plan: SweepPlan) -> pd.DataFrame:
+    """Rows in the order of the plan; a part holds all directions of its sequences."""
+    if scored.empty:
+        return scored
+    order = scored["direction"].map({name: place for place, name in enumerate(plan.scored)})
+    return scored.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -228,35 +268,3 @@ def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _hashes(pair: ModelPair) -> dict[str, str]:
     return {"base": pair.base.weights_hash, "policy": pair.policy.weights_hash}
-
-
-class _Parts:
-    """Finished parts of one sweep in a folder, or nothing where there is no folder."""
-
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.folder = folder
-        if folder is None:
-            return
-        index = folder / _INDEX
-        known = read_json(index) if index.is_file() else {}
-        if not (isinstance(known, dict) and known.get("key") == key):
-            old = list(folder.glob("*.parquet"))
-            if old:
-                logger.info("clearing %s: it holds another sweep", folder)
-            for path in old:
-                path.unlink()
-            write_json(index, {"key": key})
-
-    def get(self, name: str, make: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        if self.folder is None:
-            return make()
-        path = self.folder / f"{name}.parquet"
-        if path.is_file():
-            try:
-                return pd.read_parquet(path)
-            except (OSError, ValueError):  # cut short by something other than us
-                logger.warning("%s cannot be read and is made again", path)
-        made = make()
-        with replacing(path) as temporary:
-            made.to_parquet(temporary, index=False)
-        return made

@@ -22,8 +22,13 @@ from dsteer_tl.steering.plan import (
     SweepSequence,
     place_of,
 )
-from dsteer_tl.steering.scored import STATISTICS, TokenSequence, token_log_probabilities
-from dsteer_tl.steering.teacher_forced import HOSTS, Setting, score_sequences
+from dsteer_tl.steering.scored import (
+    STATISTICS,
+    Scored,
+    TokenSequence,
+    token_log_probabilities,
+)
+from dsteer_tl.steering.teacher_forced import HOSTS, Setting, score_directions
 
 
 class RelativeNorms:
@@ -171,20 +176,35 @@ class _Texts:
 def scored_rows(
     plan: SweepPlan,
     pair: ModelPair,
-    direction: Direction,
-    settings: tuple[Setting, ...],
     sequences: tuple[SweepSequence, ...],
     relative: RelativeNorms,
     progress: bool,
 ) -> pd.DataFrame:
-    """Score given sequences: one row a sequence, setting and coefficient, with sums over tokens.
+    """Score given sequences: a row a sequence, setting and coefficient, with sums over tokens.
+
+    Direction after direction, with one pass of base and policy for all.
 
     Raises:
         RunError: A log-probability is not finite, as at coefficients that overflow.
     """
-    found = score_sequences(
-        pair, settings, [item.tokens for item in sequences], direction, progress=progress
+    found = score_directions(
+        pair, plan.scored, [item.tokens for item in sequences], progress=progress
     )
+    tables = [
+        _scored_table(plan, direction, settings, found[direction], sequences, relative)
+        for direction, settings in plan.scored.items()
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _scored_table(
+    plan: SweepPlan,
+    direction: Direction,
+    settings: Sequence[Setting],
+    found: Sequence[Scored],
+    sequences: Sequence[SweepSequence],
+    relative: RelativeNorms,
+) -> pd.DataFrame:
     frames = []
     labels = {
         "item": [item.item for item in sequences],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from dsteer_tl.errors import ConfigurationError
@@ -14,17 +16,11 @@ from dsteer_tl.lens_model import LensModel
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.sites import FINAL
 from dsteer_tl.steering.interventions import SIGNS, Direction, Intervention
-from dsteer_tl.steering.logit_algebra import SharedExponentials, score_grid
-from dsteer_tl.steering.replay import Replay, logits_by_hooks
-from dsteer_tl.steering.scored import (
-    Batch,
-    Reference,
-    Scored,
-    Sums,
-    TokenSequence,
-    batches,
-    compare,
-)
+from dsteer_tl.steering.logit_algebra import Line, score_grid
+from dsteer_tl.steering.reference import ROLES, Reference, Role, compare
+from dsteer_tl.steering.replay import Replay, logits_by_hooks, unsteered_logits
+from dsteer_tl.steering.scored import Batch, Scored, TokenSequence, batches
+from dsteer_tl.steering.sums import Sums
 
 #: ``algebra``: one pass for all coefficients, at h. ``replay``: the blocks above the site, once a
 #: coefficient. ``hooks``: a whole pass a coefficient, which the others must equal.
@@ -32,7 +28,7 @@ Engine = Literal["algebra", "replay", "hooks"]
 #: Most logits of one model in a batch; a few arrays of that size in float64 are alive at a time.
 _LOGIT_BUDGET = 2**25
 #: Which model a direction steers.
-HOSTS: dict[Direction, Literal["base", "policy"]] = {"interpolate": "base", "invert": "policy"}
+HOSTS: dict[Direction, Role] = {"interpolate": "base", "invert": "policy"}
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -69,7 +65,6 @@ def engine_for(intervention: Intervention) -> Engine:
     return "replay"
 
 
-@torch.inference_mode()
 def score_sequences(
     pair: ModelPair,
     settings: Sequence[Setting],
@@ -77,20 +72,51 @@ def score_sequences(
     direction: Direction,
     *,
     engine: Engine | Literal["auto"] = "auto",
+    references: Sequence[Role] = ROLES,
     token_budget: int = 4096,
     progress: bool = True,
 ) -> list[Scored]:
     """`Scored` of every setting: base + λv (interpolate) or policy − λv (invert).
 
-    Every batch is read once by both models, however many settings there are; above that, steering
-    at h costs a matrix product, steering at layer l the blocks above l for each coefficient.
+    See `score_directions`, which does both directions with the passes of one.
+    """
+    found = score_directions(
+        pair,
+        {direction: settings},
+        sequences,
+        engine=engine,
+        references=references,
+        token_budget=token_budget,
+        progress=progress,
+    )
+    return found[direction]
+
+
+@torch.inference_mode()
+def score_directions(
+    pair: ModelPair,
+    settings: Mapping[Direction, Sequence[Setting]],
+    sequences: Sequence[TokenSequence],
+    *,
+    engine: Engine | Literal["auto"] = "auto",
+    references: Sequence[Role] = ROLES,
+    token_budget: int = 4096,
+    progress: bool = True,
+) -> dict[Direction, list[Scored]]:
+    """`Scored` of every setting of each direction.
+
+    Every batch is read once by each model that is needed, however many settings and directions
+    there are; above that, steering at h costs a matrix product, steering at layer l the blocks
+    above l for each coefficient other than 0. The unembedding runs on the scored tokens alone.
 
     Args:
         pair: Base and policy.
-        settings: Interventions with their scales.
+        settings: By direction, interventions with their scales.
         sequences: Prompts with the completions to score.
-        direction: Which model is steered, and the sign.
         engine: ``auto``, or one engine for all settings, as for comparing them.
+        references: Models that the steered one is compared with. Of one that is not named, every
+            statistic of `Scored` is NaN and, unless it is steered, no pass is made: log-probability
+            curves need none, KL from the host needs the host.
         token_budget: Padded tokens a batch, fewer where the vocabulary is large.
         progress: Show a progress bar.
 
@@ -99,73 +125,103 @@ def score_sequences(
         SpaceError: A vector does not belong to the model.
         ShapeError: A sequence has no prompt or completion tokens.
     """
-    host: LensModel = getattr(pair, HOSTS[direction])
-    for setting in settings:
-        setting.intervention.require(host)
-    sums = [Sums(len(setting.scales), len(sequences)) for setting in settings]
-    budget = min(token_budget, max(1, _LOGIT_BUDGET // host.d_vocab))
-    with tqdm(total=len(sequences), desc=f"score {direction}", disable=not progress) as bar:
+    asked = tuple(role for role in ROLES if role in references)
+    curves = {
+        direction: [
+            _Curve(
+                pair, direction, setting, engine, Sums(len(setting.scales), len(sequences), asked)
+            )
+            for setting in own
+        ]
+        for direction, own in settings.items()
+    }
+    budget = min(token_budget, max(1, _LOGIT_BUDGET // pair.base.d_vocab))
+    title = f"score {' and '.join(settings)}"
+    with tqdm(total=len(sequences), desc=title, disable=not progress) as bar:
         for batch in batches(sequences, budget):
-            reference = Reference(pair.base, pair.policy, batch)
-            runner = _Runner(host, HOSTS[direction], SIGNS[direction], batch, reference, engine)
-            for setting, total in zip(settings, sums, strict=True):
-                total.note(batch, reference)
-                runner.add(setting, total)
+            passes = _Passes(pair, batch, asked, curves)
+            for own in curves.values():
+                for curve in own:
+                    curve.add(passes)
             bar.update(len(batch.ids))
-    return [total.scored() for total in sums]
+    return {direction: [curve.total.scored() for curve in own] for direction, own in curves.items()}
 
 
-class _Runner:
-    """One batch on one host, with what its settings share."""
+class _Curve:
+    """One setting on its host, and its sums so far."""
 
     def __init__(
         self,
-        host: LensModel,
-        role: Literal["base", "policy"],
-        sign: float,
-        batch: Batch,
-        reference: Reference,
+        pair: ModelPair,
+        direction: Direction,
+        setting: Setting,
         engine: Engine | Literal["auto"],
+        total: Sums,
     ) -> None:
-        self.host, self.role, self.sign = host, role, sign
-        self.batch, self.reference, self.engine = batch, reference, engine
-        self._exponentials: SharedExponentials | None = None
-        self._replays: dict[str, Replay] = {}
+        self.role, self.intervention, self.total = HOSTS[direction], setting.intervention, total
+        self.host: LensModel = getattr(pair, self.role)
+        self.intervention.require(self.host)
+        self.scales = [SIGNS[direction] * scale for scale in setting.scales]
+        self.engine = _engine(self.intervention, engine)
+        self.line = (
+            Line(self.host, self.intervention, self.scales) if self.engine == "algebra" else None
+        )
 
-    def add(self, setting: Setting, total: Sums) -> None:
-        intervention = setting.intervention
-        scales = [self.sign * scale for scale in setting.scales]
-        engine = engine_for(intervention) if self.engine == "auto" else self.engine
-        if engine == "algebra":
-            if engine_for(intervention) != "algebra":
-                raise ConfigurationError(
-                    f"{intervention.name!r} acts at {intervention.site!r}, where blocks follow: "
-                    "the algebra of the logits holds at 'h' only"
-                )
-            if self._exponentials is None:
-                self._exponentials = SharedExponentials(self.reference.logits[self.role])
-            found = score_grid(
-                self.host,
-                self.role,
-                intervention,
-                scales,
-                self.batch,
-                self.reference,
-                self._exponentials,
-            )
-            for index, statistics in enumerate(found):
-                total.add(index, self.batch, statistics)
+    @property
+    def site(self) -> str | None:
+        """Where the residual of the unsteered host is needed."""
+        return self.intervention.vectors[0].space if self.engine == "replay" else None
+
+    def add(self, passes: _Passes) -> None:
+        """Add one batch."""
+        batch, reference = passes.batch, passes.reference
+        self.total.note(batch, reference)
+        if self.line is not None and self.scales:
+            self.total.add(0, batch, score_grid(self.line, self.role, batch, reference))
             return
-        for index, scale in enumerate(scales):
-            if engine == "hooks" or not intervention.vectors:
-                logits = logits_by_hooks(self.host, intervention, scale, self.batch)
-            elif intervention.site == FINAL:
-                raise ConfigurationError("nothing follows 'h': use engine='algebra'")
+        for index, scale in enumerate(self.scales):
+            if self.site is None:
+                logits = logits_by_hooks(self.host, self.intervention, scale, batch)
+            elif scale == 0:  # bit for bit the unsteered host
+                logits = reference.models[self.role].logits
             else:
-                logits = self._replay(intervention.vectors[0].space).logits(intervention, scale)
-            total.add(index, self.batch, compare(logits, self.batch, self.reference))
+                residual = passes.residuals[self.role][self.site]
+                replay = Replay(self.host, batch, self.site, residual)
+                logits = replay.logits(self.intervention, scale)
+            self.total.add(index, batch, compare(logits, batch, reference))
 
-    def _replay(self, site: str) -> Replay:
-        if site not in self._replays:
-            self._replays[site] = Replay(self.host, self.batch, site)
-        return self._replays[site]
+
+class _Passes:
+    """One batch, read once by each model that is compared with or steered from its residuals."""
+
+    def __init__(
+        self,
+        pair: ModelPair,
+        batch: Batch,
+        asked: Sequence[Role],
+        curves: Mapping[Direction, Sequence[_Curve]],
+    ) -> None:
+        self.batch = batch
+        self.residuals: dict[Role, dict[str, Tensor]] = {}
+        logits: dict[Role, Tensor] = {}
+        for role in ROLES:
+            own = [curve for curve in chain(*curves.values()) if curve.role == role]
+            if role in asked or any(curve.engine != "hooks" for curve in own):
+                sites = sorted({curve.site for curve in own if curve.site is not None})
+                lens: LensModel = getattr(pair, role)
+                logits[role], self.residuals[role] = unsteered_logits(lens, batch, sites)
+        self.reference = Reference(logits, asked)
+
+
+def _engine(intervention: Intervention, asked: Engine | Literal["auto"]) -> Engine:
+    cheapest = engine_for(intervention)
+    if asked == "algebra" and cheapest != "algebra":
+        raise ConfigurationError(
+            f"{intervention.name!r} acts at {intervention.site!r}, where blocks follow: "
+            "the algebra of the logits holds at 'h' only"
+        )
+    if asked == "replay" and not intervention.vectors:
+        return "hooks"
+    if asked == "replay" and intervention.site == FINAL:
+        raise ConfigurationError("nothing follows 'h': use engine='algebra'")
+    return cheapest if asked == "auto" else asked

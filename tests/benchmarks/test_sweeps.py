@@ -7,28 +7,30 @@ Collected only when asked for: `pytest tests/benchmarks`. Ratios within one run 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
-from dsteer_tl.directions import SteeringVector
-from dsteer_tl.lens_model import LensModel, LoadOptions, load_model, load_tokenizer, pad
+from dsteer_tl.lens_model import (
+    pad,
+)
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.sites import FINAL, resid_post
 from dsteer_tl.steering.interventions import Intervention
 from dsteer_tl.steering.packed_generation import generate_rows
-from dsteer_tl.steering.replay import Replay
-from dsteer_tl.steering.scored import TokenSequence, batches
-from dsteer_tl.steering.teacher_forced import Setting, score_sequences
+from dsteer_tl.steering.reference import ROLES, Role
+from dsteer_tl.steering.scored import STATISTICS, TokenSequence
+from dsteer_tl.steering.teacher_forced import Engine, Setting, score_sequences
 from dsteer_tl.steering.token_choice import Decoding
 from tests.benchmarks.results import (
+    Seconds,
     median_seconds,
     ratio_entry,
     timed_in_turn,
     write_result,
 )
-from tests.models import policy_of
+from tests.benchmarks.sweep_work import default_pair, plain_models, plain_scores, sequences, vector
 
 COEFFICIENTS = tuple(float(value) for value in np.linspace(-1, 1, 9))
 FINE_GRID = tuple(float(value) for value in np.linspace(-2, 2, 41))
@@ -41,29 +43,7 @@ PROMPTS = tuple(f"{hero} {place}" for hero in _HEROES for place in _PLACES)
 @pytest.fixture(scope="module")
 def pair() -> ModelPair:
     """The embedded model and a perturbed copy."""
-    base = load_model("tales", LoadOptions())
-    tokenizer = load_tokenizer("tales", LoadOptions())
-    return ModelPair.load(base, policy_of(base), tokenizer=tokenizer)
-
-
-def vector(lens: LensModel, site: str, share: float = 0.5) -> SteeringVector:
-    """A random direction, of a share of the norm of the residual at a site."""
-    ids = torch.arange(2, 34)[None]
-    with torch.inference_mode(), lens.reading([site]) as kept:
-        lens.forward(ids, torch.ones_like(ids))
-    size = share * float(kept[site].norm(dim=-1).mean())
-    values = np.random.default_rng(0).normal(size=lens.d_model)
-    return SteeringVector(values * size / np.linalg.norm(values), site, "random", "none", 1)
-
-
-def sequences(lens: LensModel, count: int) -> list[TokenSequence]:
-    """Random completions of 24 tokens after prompts of 8 to 24."""
-    generator = np.random.default_rng(1)
-
-    def tokens(length: int) -> tuple[int, ...]:
-        return tuple(int(token) for token in generator.integers(2, lens.d_vocab, length))
-
-    return [TokenSequence(tokens(int(n)), tokens(24)) for n in generator.integers(8, 25, count)]
+    return default_pair()
 
 
 @pytest.mark.parametrize("site", [FINAL, "resid_post.middle"])
@@ -114,62 +94,110 @@ def cut(row: list[int], ends: set[int]) -> tuple[int, ...]:
 
 
 def test_scores_of_a_fine_grid(pair: ModelPair) -> None:
-    """41 coefficients at h by algebra, against one, and against one pass for each."""
+    """41 coefficients at h by algebra, against other ways to the same statistics.
+
+    Every side scores the same 32 completions: log-probability, KL from base and policy, agreement
+    of the likeliest token. The unembedding runs on the scored tokens alone wherever this library
+    runs the models.
+
+    *One coefficient*: the same call with one coefficient. *One pass each*: a whole pass of the
+    steered base under a hook for each of the 41; both sides run the unsteered base and policy once,
+    so that there are 43 passes against 2 and no way of saving them gives more than 21.5, unless the
+    statistics of a coefficient cost more than a pass. *Plain transformers*: the same 43 passes with
+    a hook on the final norm, logits at all positions and float32 statistics, as one writes them
+    without a library. *One call each*: 41 times the time of a call with one coefficient that runs
+    base, policy and the steered base, as where each coefficient is a run of its own.
+    """
     item = Intervention(name="random", vectors=(vector(pair.base, FINAL, 0.1),))
-    rows = sequences(pair.base, 64)
+    rows = sequences(pair.base, 32)
+    models = plain_models()
+    scored = partial(scored_by, pair, item, rows, references=ROLES)
+    plain = partial(plain_scores, models, item.vectors[0].values, rows, FINE_GRID, ROLES)
 
-    def scored(scales: tuple[float, ...], engine: str) -> np.ndarray:
-        (found,) = score_sequences(
-            pair,
-            [Setting.by_norm(item, scales)],
-            rows,
-            "interpolate",
-            engine=engine,  # type: ignore[arg-type]
-            progress=False,
-        )
-        return found.log_probability
-
-    np.testing.assert_allclose(
-        scored(FINE_GRID, "algebra"), scored(FINE_GRID, "hooks"), rtol=1e-3, atol=1e-2
-    )
-    one, grid, passes = timed_in_turn(
+    found = scored(FINE_GRID, "algebra")
+    same_scores(found, scored(FINE_GRID, "hooks"), ROLES)
+    same_scores(found, plain(), ROLES)
+    one, grid, passes, call, by_plain = timed_in_turn(
         [
             lambda: scored((1.0,), "algebra"),
             lambda: scored(FINE_GRID, "algebra"),
             lambda: scored(FINE_GRID, "hooks"),
+            lambda: scored((1.0,), "hooks"),
+            plain,
         ]
     )
-    shared = {"coefficients": len(FINE_GRID), "sequences": len(rows)}
-    against_one = ratio_entry(grid, one, target=1.3, direction="<=")
-    assert math.isfinite(against_one["ratio"])
-    write_result("sweep_grid_against_one_coefficient", against_one | shared)
-    against_passes = ratio_entry(passes, grid, target=30.0, direction=">=")
-    write_result("sweep_grid_against_one_pass_each", against_passes | shared)
+    calls = [(len(FINE_GRID) * clock, len(FINE_GRID) * cpu) for clock, cpu in call]
+    write_ratio("sweep_grid_against_one_coefficient", grid, one, 1.3, "<=", len(rows))
+    write_ratio("sweep_grid_against_one_pass_each", passes, grid, 30.0, ">=", len(rows))
+    write_ratio("sweep_grid_against_one_call_each", calls, grid, 30.0, ">=", len(rows))
+    write_ratio("sweep_grid_against_plain_transformers", by_plain, grid, 30.0, ">=", len(rows))
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
-def test_replay_costs_the_blocks_above(pair: ModelPair, share: float) -> None:
-    """One coefficient at layer l from the kept residual, against a pass under a hook.
+def test_log_probabilities_of_a_fine_grid(pair: ModelPair) -> None:
+    """41 coefficients at h where log-probabilities alone are asked for, so that one model runs.
 
-    The blocks above are (L − l) / L of all, l counted from 1; the readout is in both.
+    41 passes against one, of the base in both; see `test_scores_of_a_fine_grid` for the sides.
     """
-    lens = pair.base
-    layer = min(lens.n_layers - 2, int(share * lens.n_layers))
-    item = Intervention(name="random", vectors=(vector(lens, resid_post(layer)),))
-    (batch,) = batches(sequences(lens, 64), 10**6)
-    replay = Replay(lens, batch, resid_post(layer))
+    item = Intervention(name="random", vectors=(vector(pair.base, FINAL, 0.1),))
+    rows = sequences(pair.base, 32)
+    scored = partial(scored_by, pair, item, rows, references=())
+    plain = partial(plain_scores, plain_models(), item.vectors[0].values, rows, FINE_GRID, ())
 
-    def replayed() -> torch.Tensor:
-        return replay.logits(item, 0.5)
+    found = scored(FINE_GRID, "algebra")
+    same_scores(found, scored(FINE_GRID, "hooks"), ())
+    same_scores(found, plain(), ())
+    grid, passes, by_plain = timed_in_turn(
+        [
+            lambda: scored(FINE_GRID, "algebra"),
+            lambda: scored(FINE_GRID, "hooks"),
+            plain,
+        ]
+    )
+    name = "sweep_grid_of_log_probabilities_against"
+    write_ratio(f"{name}_one_pass_each", passes, grid, 30.0, ">=", len(rows))
+    write_ratio(f"{name}_plain_transformers", by_plain, grid, 30.0, ">=", len(rows))
 
-    def whole() -> torch.Tensor:
-        from dsteer_tl.steering.replay import logits_by_hooks
 
-        return logits_by_hooks(lens, item, 0.5, batch)
+def scored_by(
+    pair: ModelPair,
+    item: Intervention,
+    rows: list[TokenSequence],
+    scales: tuple[float, ...],
+    engine: Engine,
+    references: tuple[Role, ...],
+) -> dict[str, np.ndarray]:
+    """Scores of one engine, by statistic."""
+    (found,) = score_sequences(
+        pair,
+        [Setting.by_norm(item, scales)],
+        rows,
+        "interpolate",
+        engine=engine,
+        references=references,
+        progress=False,
+    )
+    return {name: getattr(found, name) for name in STATISTICS}
 
-    torch.testing.assert_close(replayed(), whole(), rtol=1e-4, atol=1e-3)
-    expected = (lens.n_layers - layer - 1) / lens.n_layers
-    replay_times, whole_times = timed_in_turn([replayed, whole])
-    entry = ratio_entry(replay_times, whole_times, target=round(expected, 4), direction="<=")
+
+def same_scores(
+    found: dict[str, np.ndarray], expected: dict[str, np.ndarray], references: tuple[Role, ...]
+) -> None:
+    """Log-probabilities and KL within a hundredth of a nat a completion."""
+    for name in ("log_probability", *(f"kl_{role}" for role in references)):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-2)
+    for role in references:  # near ties may fall either way
+        assert np.abs(found[f"top1_{role}"] - expected[f"top1_{role}"]).max() <= 1
+
+
+def write_ratio(
+    name: str,
+    above: list[Seconds],
+    below: list[Seconds],
+    target: float,
+    direction: str,
+    completions: int,
+) -> None:
+    """One entry on the fine grid."""
+    entry = ratio_entry(above, below, target=target, direction=direction)
     assert math.isfinite(entry["ratio"])
-    write_result(f"sweep_replay_layer_{layer}", entry | {"layers": lens.n_layers})
+    write_result(name, entry | {"coefficients": len(FINE_GRID), "sequences": completions})

@@ -321,7 +321,7 @@ def test_an_interrupted_sweep_continues(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with counting() as whole:
         run_sweeps(inputs(tmp_path / "whole"))
-    assert whole == ["generate_rows"] * 4 + ["score_sequences"] * 2
+    assert whole == ["generate_rows"] * 4 + ["score_directions"]
     with counting(3), pytest.raises(Stopped):
         run_sweeps(inputs(folder))
     assert "sweep/held_out" not in RunDirectory(folder).manifest["stages"]

@@ -13,7 +13,7 @@ from dsteer_tl.steering import matching
 from dsteer_tl.steering.interventions import Direction, Intervention
 from dsteer_tl.steering.matching import match_by_kl, scale_for
 from dsteer_tl.steering.teacher_forced import HOSTS, Setting, score_sequences
-from tests.steering.tiny_steering import SEQUENCES, at, bias
+from tests.steering.tiny_steering import SEQUENCES, at, bias, counted_passes
 from tests.tiny_pairs import tiny_pair
 
 COEFFICIENTS = (-2.0, -0.5, 0.0, 0.5, 1.0, 2.0)
@@ -77,6 +77,14 @@ def test_a_control_that_does_nothing_gets_the_largest_scale() -> None:
 def test_no_controls_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "score_sequences", None)
     assert match(at("h"), []) == []
+
+
+@pytest.mark.parametrize("direction", ["interpolate", "invert"])
+def test_matching_at_h_runs_the_host_once(direction: Direction) -> None:
+    """All controls and both senses share its pass, and the other model has nothing to say."""
+    with counted_passes() as passes:
+        match(at("h"), [at("h", seed=5, name="random"), bias(size=0.3)], direction)
+    assert passes == [getattr(tiny_pair("llama"), HOSTS[direction]).name]
 
 
 @settings(deadline=None, max_examples=100)

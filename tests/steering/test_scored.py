@@ -14,18 +14,20 @@ from torch import Tensor
 
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.lens_model import Readout
+from dsteer_tl.steering import reference as reference_module
 from dsteer_tl.steering.interventions import Intervention
-from dsteer_tl.steering.logit_algebra import score_grid, steered_logits
+from dsteer_tl.steering.logit_algebra import Line, score_grid, steered_logits
+from dsteer_tl.steering.reference import Reference, compare
+from dsteer_tl.steering.replay import unsteered_logits
 from dsteer_tl.steering.scored import (
     STATISTICS,
-    Reference,
+    Batch,
     Scored,
-    Sums,
     TokenSequence,
     batches,
-    compare,
     token_log_probabilities,
 )
+from dsteer_tl.steering.sums import Sums
 from tests.steering.tiny_steering import SEQUENCES, at
 from tests.tiny_pairs import tiny_pair
 
@@ -36,15 +38,16 @@ PAIR = (
 )
 
 
-def two_tokens(odds: tuple[float, float]) -> Any:
-    """A model of two tokens whose log-odds of token 1 depend on the token before."""
+def host(vocabulary: int) -> Any:
+    """What the algebra needs of a model besides its logits."""
+    readout = Readout(torch.eye(vocabulary), torch.zeros(vocabulary))
+    return SimpleNamespace(readout=readout, device=torch.device("cpu"))
 
-    def forward(ids: Tensor, mask: Tensor) -> Tensor:
-        z = torch.tensor(odds, dtype=torch.float64)[ids]
-        return torch.stack([torch.zeros_like(z), z], dim=-1)
 
-    readout = Readout(torch.eye(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64))
-    return SimpleNamespace(forward=forward, readout=readout, device=torch.device("cpu"))
+def two_tokens(odds: tuple[float, float], batch: Batch) -> Tensor:
+    """Logits of two tokens whose log-odds of token 1 depend on the token before."""
+    z = torch.tensor(odds, dtype=torch.float64)[batch.at_tokens(batch.ids)]
+    return torch.stack([torch.zeros_like(z), z], dim=-1)
 
 
 def sigmoid(x: float) -> float:
@@ -60,20 +63,21 @@ def toward_one() -> Intervention:
 
 
 def score(scales: tuple[float, ...], way: str, token_budget: int = 100) -> Scored:
-    base, policy = two_tokens(BASE), two_tokens(POLICY)
     total = Sums(len(scales), len(PAIR))
     for batch in batches(PAIR, token_budget):
-        reference = Reference(base, policy, batch)
+        reference = Reference(
+            {"base": two_tokens(BASE, batch), "policy": two_tokens(POLICY, batch)}
+        )
         total.note(batch, reference)
         if way == "grid":
-            grid = score_grid(base, "base", toward_one(), scales, batch, reference)
-        else:
-            direction = torch.tensor([0.0, 1.0], dtype=torch.float64)
-            logits = reference.logits["base"]
-            moved = [steered_logits(base, logits, direction, s, is_bias=True) for s in scales]
-            grid = [compare(own, batch, reference) for own in moved]
-        for index, statistics in enumerate(grid):
-            total.add(index, batch, statistics)
+            line = Line(host(2), toward_one(), scales)
+            total.add(0, batch, score_grid(line, "base", batch, reference))
+            continue
+        direction = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        logits = reference.models["base"].logits
+        for index, scale in enumerate(scales):
+            moved = steered_logits(host(2), logits, direction, scale, is_bias=True)
+            total.add(index, batch, compare(moved, batch, reference))
     return total.scored()
 
 
@@ -116,25 +120,18 @@ def test_the_right_scale_turns_one_model_into_the_other() -> None:
 # Invariants of the grid, on any logits
 
 
-def random_reference(seed: int, vocabulary: int, spread: float) -> tuple[Any, Any, Reference]:
+def random_reference(seed: int, vocabulary: int, spread: float) -> tuple[Batch, Reference]:
     generator = torch.Generator().manual_seed(seed)
-
-    def table() -> Tensor:
-        return spread * torch.randn(vocabulary, vocabulary, generator=generator)
-
-    def model() -> Any:
-        own = table()
-        return SimpleNamespace(
-            forward=lambda ids, _mask: own[ids],
-            readout=Readout(torch.eye(vocabulary), torch.zeros(vocabulary)),
-            device=torch.device("cpu"),
-        )
-
-    base, policy = model(), model()
+    tables = [spread * torch.randn(vocabulary, vocabulary, generator=generator) for _ in range(2)]
     ids = torch.randint(0, vocabulary, (12,), generator=generator).tolist()
     sequences = (TokenSequence(tuple(ids[:3]), tuple(ids[3:])), TokenSequence((1,), (0, 1)))
     (batch,) = batches(sequences, 1000)
-    return base, batch, Reference(base, policy, batch)
+    base, policy = (table[batch.at_tokens(batch.ids)] for table in tables)
+    return batch, Reference({"base": base, "policy": policy})
+
+
+def by_bias(values: np.ndarray, scales: list[float]) -> Line:
+    return Line(host(len(values)), Intervention(name="bias", logit_bias=values), scales)
 
 
 @settings(deadline=None, max_examples=60)
@@ -147,13 +144,13 @@ def random_reference(seed: int, vocabulary: int, spread: float) -> tuple[Any, An
 def test_the_grid_equals_one_coefficient_at_a_time(
     seed: int, vocabulary: int, spread: float, scales: list[float]
 ) -> None:
-    base, batch, reference = random_reference(seed, vocabulary, spread)
+    batch, reference = random_reference(seed, vocabulary, spread)
     values = np.random.default_rng(seed).normal(size=vocabulary)
-    item = Intervention(name="bias", logit_bias=values)
-    found = score_grid(base, "base", item, [*scales, 0.0], batch, reference)
+    found = score_grid(by_bias(values, [*scales, 0.0]), "base", batch, reference)
     direction = torch.from_numpy(values)
-    for scale, own in zip([*scales, 0.0], found, strict=True):
-        moved = reference.logits["base"].double() + scale * direction
+    for index, scale in enumerate([*scales, 0.0]):
+        own = {name: numbers[index] for name, numbers in found.items()}
+        moved = reference.models["base"].logits.double() + scale * direction
         expected = compare(moved, batch, reference)
         for name in ("log_probability", "kl_base", "kl_policy"):
             torch.testing.assert_close(own[name], expected[name], rtol=1e-5, atol=1e-4)
@@ -165,34 +162,72 @@ def test_the_grid_equals_one_coefficient_at_a_time(
             assert set(own[name].tolist()) <= {0.0, 1.0}
         assert bool((own["kl_base"] >= 0).all()) and bool((own["kl_policy"] >= 0).all())
         assert bool((own["log_probability"] <= 1e-9).all())
-    assert float(found[-1]["kl_base"].max()) < 1e-6 and bool(found[-1]["top1_base"].all())
+    assert float(found["kl_base"][-1].max()) < 1e-6 and bool(found["top1_base"][-1].all())
 
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 1000), constant=st.floats(-3, 3))
 def test_a_constant_on_all_logits_changes_nothing(seed: int, constant: float) -> None:
-    base, batch, reference = random_reference(seed, 15, 3.0)
+    batch, reference = random_reference(seed, 15, 3.0)
     values = np.random.default_rng(seed).normal(size=15)
-    found, shifted = (
-        score_grid(
-            base, "base", Intervention(name="b", logit_bias=own), (-1.0, 2.0), batch, reference
-        )
+    one, other = (
+        score_grid(by_bias(own, [-1.0, 2.0]), "base", batch, reference)
         for own in (values, values + constant)
     )
-    for one, other in zip(found, shifted, strict=True):
-        for name in ("log_probability", "kl_base", "kl_policy"):
-            torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-6)
+    for name in ("log_probability", "kl_base", "kl_policy"):
+        torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-6)
 
 
-def test_many_candidates_for_the_likeliest_token() -> None:
+@pytest.mark.parametrize("spread", [1e-3, 30.0])
+def test_many_and_few_candidates_for_the_likeliest_token(spread: float) -> None:
     """With nearly equal logits every token can be the likeliest somewhere on the grid."""
-    base, batch, reference = random_reference(0, 30, 1e-3)
+    batch, reference = random_reference(0, 30, spread)
     values = np.random.default_rng(1).normal(size=30)
-    item = Intervention(name="bias", logit_bias=values)
-    found = score_grid(base, "base", item, (-5.0, 5.0), batch, reference)
-    for own, best in zip(found, (values.argmin(), values.argmax()), strict=True):
-        expected = (reference.top["policy"] == int(best)).double()
-        assert torch.equal(own["top1_policy"], expected)
+    scales = [-5.0, -0.3, 0.0, 1.0, 5.0]
+    found = score_grid(by_bias(values, scales), "base", batch, reference)
+    for index, scale in enumerate(scales):
+        moved = reference.models["base"].logits + scale * torch.from_numpy(values).float()
+        expected = (reference.models["policy"].top == moved.argmax(dim=-1)).double()
+        assert torch.equal(found["top1_policy"][index], expected)
+
+
+# Statistics in blocks of rows against plain float64
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 40),
+    block=st.sampled_from([1, 50, 300, 10**6]),
+    spread=st.sampled_from([0.0, 1.0, 40.0]),
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
+)
+def test_statistics_equal_plain_float64(
+    seed: int, rows: int, block: int, spread: float, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = [(spread * torch.randn(rows, 37, generator=generator)).to(dtype) for _ in range(3)]
+    targets = torch.randint(0, 37, (rows,), generator=generator)
+    batch = SimpleNamespace(targets=targets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_module, "_CACHED", block)
+        reference = Reference({"base": logits[0], "policy": logits[1]})
+        found = compare(logits[2], batch, reference)  # type: ignore[arg-type]
+    base, policy, steered = (torch.log_softmax(own.double(), dim=-1) for own in logits)
+    own = steered.gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(found["log_probability"], own, rtol=1e-12, atol=1e-12)
+    for name, log_p in (("base", base), ("policy", policy)):
+        kl = (log_p.exp() * (log_p - steered)).sum(dim=-1)
+        torch.testing.assert_close(found[f"kl_{name}"], kl, rtol=1e-10, atol=1e-11)
+        same = log_p.argmax(dim=-1) == steered.argmax(dim=-1)
+        assert torch.equal(found[f"top1_{name}"], same.double())
+        unsteered = reference.models[name].log_probability(targets)  # type: ignore[index]
+        torch.testing.assert_close(
+            unsteered, log_p.gather(1, targets[:, None])[:, 0], rtol=1e-12, atol=1e-12
+        )
+    cross = (policy.exp() * logits[0].double()).sum(dim=-1)
+    torch.testing.assert_close(reference.mean_logit("base", "policy"), cross)
+    assert float(compare(logits[0], batch, reference)["kl_base"].max()) == 0  # type: ignore[arg-type]
 
 
 # Tokens of given sequences
@@ -246,9 +281,15 @@ def test_a_vector_at_h_is_a_logit_bias() -> None:
     values = item.vectors[0].values @ lens.W_U.double().numpy()
     same = Intervention(name="bias", logit_bias=values)
     (batch,) = batches(SEQUENCES, 1000)
-    with torch.inference_mode():
-        reference = Reference(lens, tiny_pair("phi").policy, batch)
-        found = score_grid(lens, "base", item, (1.5,), batch, reference)[0]
-        expected = score_grid(lens, "base", same, (1.5,), batch, reference)[0]
+    policy = tiny_pair("phi").policy
+    reference = Reference(
+        {
+            "base": unsteered_logits(lens, batch)[0],
+            "policy": unsteered_logits(policy, batch)[0],
+        }
+    )
+    found, expected = (
+        score_grid(Line(lens, own, (1.5,)), "base", batch, reference) for own in (item, same)
+    )
     for name in STATISTICS:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-9)

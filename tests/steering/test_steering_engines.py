@@ -15,13 +15,21 @@ from transformers import PreTrainedModel
 
 from dsteer_tl.errors import ConfigurationError, HookError
 from dsteer_tl.sites import FINAL
+from dsteer_tl.steering import logit_algebra
 from dsteer_tl.steering.interventions import POSITIONS, SIGNS, Direction, Intervention, Positions
 from dsteer_tl.steering.logit_algebra import logit_direction, steered_logits
-from dsteer_tl.steering.replay import Replay, logits_by_hooks
+from dsteer_tl.steering.reference import Role
+from dsteer_tl.steering.replay import Replay, logits_by_hooks, unsteered_logits
 from dsteer_tl.steering.scored import STATISTICS, Scored, TokenSequence, batches
-from dsteer_tl.steering.teacher_forced import HOSTS, Engine, Setting, score_sequences
+from dsteer_tl.steering.teacher_forced import (
+    HOSTS,
+    Engine,
+    Setting,
+    score_directions,
+    score_sequences,
+)
 from tests.models import ARCHITECTURES, backbone_parts, policy_of, random_model
-from tests.steering.tiny_steering import SEQUENCES, at, bias
+from tests.steering.tiny_steering import SEQUENCES, at, bias, counted_passes
 from tests.tiny_pairs import tiny_pair
 
 SCALES = (-1.5, 0.0, 2.0)
@@ -170,8 +178,10 @@ def test_scores_equal_plain_transformers_in_float64(
 def test_a_zero_coefficient_changes_no_bit(architecture: str) -> None:
     lens = tiny_pair(architecture).base
     (batch,) = batches(SEQUENCES, 4096)
+    plain, residuals = unsteered_logits(lens, batch, ["resid_post.0", "resid_post.1"])
     with torch.inference_mode():
-        plain = batch.at_tokens(lens.forward(batch.ids, batch.mask))
+        whole = batch.at_tokens(lens.forward(batch.ids, batch.mask))
+    torch.testing.assert_close(plain, whole, rtol=1e-6, atol=1e-5)
     for positions in POSITIONS:
         for item in interventions(positions):
             for zero in (0.0, -0.0):
@@ -181,7 +191,9 @@ def test_a_zero_coefficient_changes_no_bit(architecture: str) -> None:
                     is_bias = item.logit_bias is not None
                     found = steered_logits(lens, plain, direction, zero, is_bias=is_bias)
                 else:
-                    found = Replay(lens, batch, item.vectors[0].space).logits(item, zero)
+                    site = item.vectors[0].space
+                    residual = residuals[site] if positions == "all" else None
+                    found = Replay(lens, batch, site, residual).logits(item, zero)
                 assert torch.equal(found, plain), item.site
 
 
@@ -228,6 +240,87 @@ def test_extreme_coefficients_equal_hooks() -> None:
     slow = scored("llama", items, "interpolate", "hooks", scales=(-1e3, -50.0, 50.0, 1e3))
     for one, other in zip(cheap, slow, strict=True):
         equal(one, other, 1e-4, "extreme")
+
+
+# What is shared, and what is left out
+
+
+@pytest.mark.parametrize("engine", ["auto", "hooks"])
+def test_both_directions_share_their_passes(engine: str) -> None:
+    """The same numbers as one direction at a time, from one pass of each model over a batch."""
+    pair = tiny_pair("llama")
+    own = {direction: [Setting.by_norm(at(FINAL), SCALES)] for direction in DIRECTIONS}
+    own["invert"].append(Setting.by_norm(at("resid_post.1"), (0.0, 1.0)))
+    with counted_passes() as passes:
+        found = score_directions(
+            pair,
+            own,
+            SEQUENCES,
+            engine=engine,  # type: ignore[arg-type]
+            progress=False,
+        )
+    # Above the two unsteered passes the hooks make one for each coefficient; the replay's λ = 0 is
+    # the unsteered host.
+    assert len(passes) == (2 + 1 if engine == "auto" else 2 + 3 + 3 + 2)
+    for direction, curves in found.items():
+        expected = score_sequences(
+            pair,
+            own[direction],
+            SEQUENCES,
+            direction,
+            engine=engine,  # type: ignore[arg-type]
+            progress=False,
+        )
+        for one, other in zip(curves, expected, strict=True):
+            equal(one, other, 1e-12, direction)
+
+
+@pytest.mark.parametrize("engine", ["auto", "hooks"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("references", [(), ("base",), ("policy",)])
+def test_models_that_are_not_asked_for_are_not_run(
+    references: tuple[Role, ...], direction: Direction, engine: str
+) -> None:
+    pair, host = tiny_pair("llama"), HOSTS[direction]
+    items = [at(FINAL), bias(positions="prompt"), at("resid_post.0")]
+    own = [Setting.by_norm(item, (-1.5, 2.0)) for item in items]
+    expected = scored("llama", items, direction, engine, (-1.5, 2.0))
+    with counted_passes() as passes:
+        found = score_sequences(
+            pair,
+            own,
+            SEQUENCES,
+            direction,
+            engine=engine,  # type: ignore[arg-type]
+            references=references,
+            progress=False,
+        )
+    needed = set(references) | ({host} if engine == "auto" else set())
+    assert len(passes) == len(needed) + (2 if engine == "auto" else 6)
+    for one, other in zip(found, expected, strict=True):
+        for name in FIELDS:
+            role = next((role for role in ("base", "policy") if role in name), None)
+            if role is None or role in references:
+                np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-12)
+            else:
+                assert np.isnan(getattr(one, name)).all(), name
+
+
+def test_the_direction_of_the_logits_goes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = tiny_pair("phi").base
+    item = at(FINAL)
+    whole = item.vectors[0].values @ lens.W_U.double().numpy() * lens.readout.scale
+    for columns in (1, 7, 10**6):
+        monkeypatch.setattr(logit_algebra, "_COLUMNS", columns)
+        np.testing.assert_allclose(logit_direction(lens, item).numpy(), whole, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kept", [0, 10**9])
+def test_exponentials_are_kept_or_made_again(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = scored("llama", [at(FINAL)], "interpolate", "hooks", token_budget=16)
+    monkeypatch.setattr(logit_algebra, "_KEPT", kept)
+    found = scored("llama", [at(FINAL)], "interpolate", "algebra", token_budget=16)
+    equal(found[0], expected[0], 2e-4, "kept exponentials")
 
 
 # What the engines refuse

@@ -68,7 +68,7 @@ def swept() -> tuple[SweepPlan, SweepResult, Counter[str]]:
     counts: Counter[str] = Counter()
     plan = make_plan(tiny_pair(), items())
     with pytest.MonkeyPatch.context() as patch:
-        generate, score = sweep_rows.generate_rows, sweep_rows.score_sequences
+        generate, score = sweep_rows.generate_rows, sweep_rows.score_directions
 
         def generating(*arguments: Any, **settings: Any) -> Any:
             rows = generate(*arguments, **settings)
@@ -82,7 +82,7 @@ def swept() -> tuple[SweepPlan, SweepResult, Counter[str]]:
             return score(pair, settings, sequences, *more, **own)
 
         patch.setattr(sweep_rows, "generate_rows", generating)
-        patch.setattr(sweep_rows, "score_sequences", scoring)
+        patch.setattr(sweep_rows, "score_directions", scoring)
         return plan, execute(plan, tiny_pair(), progress=False), counts
 
 
@@ -91,7 +91,7 @@ def test_the_cost_is_what_is_done(swept: tuple[SweepPlan, SweepResult, Counter[s
     cost = plan.cost()
     assert (cost.completions, cost.batches) == (counts["completions"], counts["batches"])
     assert cost.new_tokens == cost.completions * DECODING.max_new_tokens
-    assert 2 * cost.scored_tokens == counts["scored"]  # once a direction
+    assert cost.scored_tokens == counts["scored"]  # once for both directions
     assert counts["widest"] <= 16
     # At h 1 + 3 · 3 rows and 1 + 3 · 1; at either other site 4 and 2: for each of four prompts.
     assert cost.completions == 4 * ((10 + 4 + 4) + (4 + 2 + 2))

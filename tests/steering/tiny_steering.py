@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from dsteer_tl.directions import SteeringVector
+from dsteer_tl.lens_model import LensModel
 from dsteer_tl.steering.interventions import Intervention, Positions
 from dsteer_tl.steering.scored import TokenSequence
 from tests.models import VOCABULARY
@@ -52,3 +59,18 @@ def bias(
     """A random constant on the logits."""
     values = size * np.random.default_rng(seed).normal(size=vocabulary)
     return Intervention(name="logit_bias", logit_bias=values, positions=positions)
+
+
+@contextmanager
+def counted_passes() -> Iterator[list[str]]:
+    """The names of the models that read scored tokens, pass by pass."""
+    passes: list[str] = []
+    original = LensModel.logits_at
+
+    def counted(self: LensModel, *arguments: Any) -> Tensor:
+        passes.append(self.name)
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LensModel, "logits_at", counted)
+        yield passes
