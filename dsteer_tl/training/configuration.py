@@ -15,7 +15,8 @@ class TrainingConfiguration:
             trainer, which sees the two texts of a pair as two rows.
         learning_rate: Peak learning rate.
         epochs: Passes over the training pairs.
-        batch_size: Pairs an optimiser step on one device.
+        batch_size: Pairs a step on one device. An update sees batch_size ×
+            gradient_accumulation_steps × processes pairs.
         gradient_accumulation_steps: Steps whose gradients are added up before an update.
         optimizer: A name that transformers knows (``adamw_torch``, ``rmsprop``, …).
         scheduler: Learning-rate schedule that transformers knows.
@@ -24,8 +25,8 @@ class TrainingConfiguration:
         freeze_embeddings: Freeze token and positional embeddings, as D-STEER assumes.
         freeze_unembedding: Freeze W_U and b_U, which its identity needs.
         lora_rank: Train a LoRA adapter of this rank instead of the weights; 0 for full training.
-        precision: ``float32`` or ``bfloat16`` (autocast).
-        gradient_checkpointing: Trade time for memory.
+        precision: ``float32`` or ``bfloat16`` (autocast). A launch that says otherwise is refused.
+        gradient_checkpointing: Trade time for memory. FSDP does it in its own way, if told to.
         save_steps: Updates between checkpoints; training resumes from the last one.
         evaluate_every: Updates between records of how the steering vector forms.
         early_stopping_patience: Stop when the held-out loss has not fallen for so many

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
+import gc
 import logging
-import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from dsteer_tl.errors import RunError, TrainingError
-from dsteer_tl.files import hash_content, read_json, write_json
+from dsteer_tl.errors import TrainingError
 from dsteer_tl.lens_model import LoadOptions, load_model, load_tokenizer
-from dsteer_tl.lens_model.checkpoint import check_finite, hash_weights
+from dsteer_tl.lens_model.checkpoint import check_finite
 from dsteer_tl.preferences import PreferenceSet, encode_pair
+from dsteer_tl.processes import processes
 from dsteer_tl.training.configuration import TrainingConfiguration
+from dsteer_tl.training.distribution import (
+    check_launch,
+    is_sharded,
+    options_here,
+    whole_state,
+)
+from dsteer_tl.training.folders import (
+    last_whole_checkpoint,
+    prepare_work_folder,
+    refuse_foreign_folder,
+    require_shared_folder,
+    save_policy,
+)
 from dsteer_tl.training.formation import FormationCallback, formation_table
-from dsteer_tl.training.freezing import freeze
+from dsteer_tl.training.freezing import FrozenParameters, freeze, id_free_name
 from dsteer_tl.training.trainers import build_trainer, known_settings, quiet_training
 
 logger = logging.getLogger(__name__)
-
-_KEY = "training_key.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,30 +76,65 @@ def train_dpo(
     both responses; the loss ``kto`` goes through TRL's `KTOTrainer`, any other through its
     `DPOTrainer`. An interrupted training continues from its last checkpoint.
 
+    Under ``accelerate launch`` or ``torchrun`` every process calls this with the same arguments and
+    gets the same result; the files are written once, by the main process, on a file system that all
+    machines share. FSDP and DeepSpeed come from accelerate's configuration. The policy is saved
+    whole, in the dtype in which the base was loaded.
+
     Args:
         base: Directory, hub id or ``"tales"``.
         preferences: Pairs; those marked held-out are used for the probe set and the held-out loss.
         policy: Directory for the result; ``<policy>.work`` holds checkpoints until it is done.
         configuration: Hyperparameters.
         probe_pairs: Held-out pairs on which the formation of the steering vector is recorded.
-        options: How the base is loaded.
+        options: How the base is loaded. In several processes, ``cuda`` is the GPU of each.
         progress: Show the trainer's progress bar.
 
     Raises:
         CheckpointError: The base cannot be loaded.
-        ConfigurationError: TRL does not know the loss or another setting.
-        RunError: The folder of the policy holds something else, or cannot be written.
+        ConfigurationError: TRL does not know the loss or another setting, or the launch says
+            something else.
+        RunError: The folder of the policy holds something else, or cannot be written or seen.
         TrainingError: There are no training pairs, the loss is not finite, or frozen weights moved.
     """
     configuration = configuration or TrainingConfiguration()
-    training_pairs, held_out = preferences.train, preferences.held_out
-    if not len(training_pairs):
-        raise TrainingError("there are no training pairs: split the preferences first")
-    _refuse_foreign_folder(policy)
     options = options or LoadOptions()
-    model, tokenizer = load_model(base, options), load_tokenizer(base, options)
+    if not len(preferences.train):
+        raise TrainingError("there are no training pairs: split the preferences first")
+    check_launch(configuration, options)
+    processes().done_by_main(lambda: refuse_foreign_folder(policy))
     work = policy.with_name(f"{policy.name}.work")
-    _prepare_work_folder(work, configuration, preferences, model)
+    result = _train(
+        base,
+        preferences,
+        policy,
+        work,
+        configuration,
+        probe_pairs,
+        options_here(options),
+        progress,
+    )
+    gc.collect()  # what the trainer had open in the work folder
+    processes().wait()
+    processes().done_by_main(lambda: shutil.rmtree(work))
+    return result
+
+
+def _train(
+    base: str | Path,
+    preferences: PreferenceSet,
+    policy: Path,
+    work: Path,
+    configuration: TrainingConfiguration,
+    probe_pairs: int,
+    options: LoadOptions,
+    progress: bool,
+) -> TrainingResult:
+    training_pairs, held_out = preferences.train, preferences.held_out
+    model, tokenizer = load_model(base, options), load_tokenizer(base, options)
+    processes().done_by_main(lambda: prepare_work_folder(work, configuration, preferences, model))
+    require_shared_folder(work)
+    dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
     frozen = freeze(
         model,
         embeddings=configuration.freeze_embeddings,
@@ -98,16 +144,24 @@ def train_dpo(
         encode_pair(tokenizer, pair) for pair in (held_out if len(held_out) else training_pairs)
     ]
     callback = FormationCallback(
-        probe[:probe_pairs], work / "formation", configuration.evaluate_every
+        probe[:probe_pairs], work / "formation", configuration.evaluate_every, sharded=is_sharded()
     )
     trainer = build_trainer(
-        model, tokenizer, training_pairs, held_out, configuration, work, callback, progress
+        model,
+        tokenizer,
+        training_pairs,
+        held_out,
+        configuration,
+        work,
+        callback,
+        progress,
+        reference=lambda: load_model(base, options),
     )
-    checkpoint = _last_whole_checkpoint(work)
+    checkpoint = processes().agreed(last_whole_checkpoint(work) if processes().is_main else None)
     if checkpoint is not None:
-        logger.info("continuing training from %s", checkpoint.name)
+        logger.info("continuing training from %s", checkpoint)
     with quiet_training(), known_settings():
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(work / checkpoint))
     history = _training_table(trainer.state.log_history)
     # A training shorter than the logging interval has its mean loss alone.
     losses = history.loc[history["name"].isin(["loss", "train_loss"]), "value"]
@@ -116,58 +170,35 @@ def train_dpo(
             f"the training loss is not finite (last values {list(losses[-3:])}): lower the "
             "learning rate or train in float32"
         )
-    frozen.require_unchanged(trainer.model)
-    check_finite(trainer.model.named_parameters(), "the trained policy")
-    _save_policy(trainer.model, tokenizer, policy)
-    table = formation_table(work / "formation")
-    shutil.rmtree(work)
-    return TrainingResult(policy, history, table, frozen.names, len(training_pairs))
+    state = whole_state(trainer)
+    processes().done_by_main(
+        lambda: _check_and_save(trainer.model, state, dtypes, frozen, tokenizer, policy)
+    )
+    formed = formation_table(work / "formation") if processes().is_main else pd.DataFrame()
+    history, formed = processes().agreed((history, formed))
+    return TrainingResult(policy, history, formed, frozen.names, len(training_pairs))
+
+
+def _check_and_save(
+    model: Any,
+    state: dict[str, Tensor],
+    dtypes: dict[str, torch.dtype],
+    frozen: FrozenParameters,
+    tokenizer: PreTrainedTokenizerBase,
+    policy: Path,
+) -> None:
+    frozen.require_unchanged(state)
+    check_finite(state.items(), "the trained policy")
+    # Sharded weights are trained in float32 whatever the base came in.
+    kept = {
+        name: tensor.to(dtypes.get(id_free_name(name), tensor.dtype))
+        for name, tensor in state.items()
+    }
+    save_policy(model, kept, tokenizer, policy)
 
 
 def _finite(value: float) -> bool:
     return bool(torch.isfinite(torch.tensor(value)))
-
-
-def _refuse_foreign_folder(policy: Path) -> None:
-    """The result takes the place of an older policy, but of nothing else."""
-    names = {path.name for path in policy.iterdir()} if policy.is_dir() else set()
-    if policy.is_file() or (names and not names & {"config.json", "adapter_config.json"}):
-        raise RunError(
-            f"{policy} exists and holds no checkpoint: the policy would replace it, so name a new "
-            "or an empty folder"
-        )
-
-
-def _last_whole_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
-    found = {
-        int(match.group(1)): path
-        for path in work.iterdir()
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    for _, path in sorted(found.items(), reverse=True):
-        # Trainer writes its state last, not atomically.
-        with contextlib.suppress(RunError):
-            read_json(path / "trainer_state.json")
-            return path
-        shutil.rmtree(path)
-    return None
-
-
-def _prepare_work_folder(
-    work: Path,
-    configuration: TrainingConfiguration,
-    preferences: PreferenceSet,
-    model: PreTrainedModel,
-) -> None:
-    """Keep the checkpoints of the same training; clear those of another one."""
-    key = hash_content([asdict(configuration), preferences.content_hash(), hash_weights(model)])
-    marker = work / _KEY
-    if marker.is_file() and read_json(marker) == key:
-        return
-    if work.exists():
-        shutil.rmtree(work)
-    write_json(marker, key)
 
 
 def _training_table(history: list[dict[str, Any]]) -> pd.DataFrame:
@@ -186,20 +217,3 @@ def _training_table(history: list[dict[str, Any]]) -> pd.DataFrame:
         and isinstance(value, (int, float))
     ]
     return pd.DataFrame(rows, columns=["step", "epoch", "name", "value"])
-
-
-def _save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, policy: Path) -> None:
-    temporary = policy.with_name(f".{policy.name}.partial")
-    try:
-        with quiet_training():
-            shutil.rmtree(temporary, ignore_errors=True)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        shutil.rmtree(policy, ignore_errors=True)
-        temporary.rename(policy)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(
-            f"cannot save the policy to {policy}: {error.strerror or error}; the checkpoints are "
-            "kept, so free the space and run the same command again"
-        ) from error

@@ -23,9 +23,10 @@ from transformers import (
 
 from dsteer_tl.cosines import cosines_to_mean
 from dsteer_tl.files import replacing
-from dsteer_tl.lens_model import length_sorted_batches, pad
+from dsteer_tl.lens_model import PaddedBatch, length_sorted_batches, pad
 from dsteer_tl.lens_model.readout import output_transform
 from dsteer_tl.preferences import EncodedPair
+from dsteer_tl.processes import processes
 from dsteer_tl.sites import FINAL
 from dsteer_tl.spectra import spectrum
 
@@ -47,8 +48,18 @@ class ProbeRecord:
 
 
 @torch.no_grad()
-def record(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> ProbeRecord:
-    """Read hidden states and log-probabilities of the probe pairs from a plain model."""
+def record(
+    model: PreTrainedModel, pairs: Sequence[EncodedPair], *, sharded: bool = False
+) -> ProbeRecord:
+    """Read hidden states and log-probabilities of the probe pairs.
+
+    Args:
+        model: The model in training; its mode is kept.
+        pairs: Prompts with both responses.
+        sharded: The model is divided among processes, all of which call this with the same pairs.
+            Its parts come together only in a pass through the whole model, so the log-probabilities
+            are those that TRL's patched forward pass gives, in the precision of training.
+    """
     was_training = model.training
     model.eval()
     # PEFT replaces modules in place, so that the model inside it has the adapter at work.
@@ -56,42 +67,96 @@ def record(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> ProbeRecord:
     plain: PreTrainedModel = (
         wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
     )
-    backbone, unembedding = plain.base_model, plain.get_output_embeddings()
-    softcap, scale = output_transform(plain.config)
-    width = unembedding.weight.shape[1]
-    h = torch.zeros(len(pairs), width)
+    read = _read_sharded if sharded else _read
+    h = torch.zeros(len(pairs), plain.get_output_embeddings().weight.shape[1])
     log_probabilities = {name: torch.zeros(len(pairs)) for name in ("chosen", "rejected")}
     for name, store in log_probabilities.items():
         responses = [pair.chosen_ids if name == "chosen" else pair.rejected_ids for pair in pairs]
         rows = [
             (*pair.prompt_ids, *response) for pair, response in zip(pairs, responses, strict=True)
         ]
+        starts = [len(pair.prompt_ids) - 1 for pair in pairs]
         for indices in length_sorted_batches([len(row) for row in rows], _TOKEN_BUDGET):
             batch = pad([rows[index] for index in indices], device=model.device)
-            hidden = backbone(
-                input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
-            ).last_hidden_state
-            for place, index in enumerate(indices):
-                start, end = len(pairs[index].prompt_ids) - 1, len(rows[index]) - 1
-                if name == "chosen":
-                    h[index] = hidden[place, start].float().cpu()
-                logits = unembedding(hidden[place, start:end]).float() * scale
-                if softcap is not None:
-                    logits = softcap * torch.tanh(logits / softcap)
-                targets = batch.ids[place, start + 1 : end + 1, None]
-                store[index] = logits.log_softmax(-1).gather(-1, targets).sum().cpu()
+            spans = [(starts[index], len(rows[index]) - 1) for index in indices]
+            hidden, found = read(model, plain, batch, spans)
+            chosen = torch.as_tensor(indices)
+            store[chosen] = found.cpu()
+            if name == "chosen":
+                h[chosen] = hidden.float().cpu()
     model.train(was_training)
     return ProbeRecord(h, log_probabilities["chosen"], log_probabilities["rejected"])
 
 
-class FormationCallback(TrainerCallback):
-    """Writes a `ProbeRecord` to a folder every few updates; a resumed run keeps earlier ones."""
+def _read(
+    model: PreTrainedModel,  # noqa: ARG001
+    plain: PreTrainedModel,
+    batch: PaddedBatch,
+    spans: Sequence[tuple[int, int]],
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
+    """State where each response begins, and log π of the tokens after ``start`` up to ``end``."""
+    unembedding = plain.get_output_embeddings()
+    softcap, scale = output_transform(plain.config)
+    hidden = plain.base_model(
+        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+    ).last_hidden_state
+    sums = []
+    for place, (start, end) in enumerate(spans):
+        logits = unembedding(hidden[place, start:end]).float() * scale
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        targets = batch.ids[place, start + 1 : end + 1, None]
+        sums.append(logits.log_softmax(-1).gather(-1, targets).sum())
+    return torch.stack([hidden[place, start] for place, (start, _) in enumerate(spans)]), (
+        torch.stack(sums)
+    )
 
-    def __init__(self, pairs: Sequence[EncodedPair], folder: Path, every: int) -> None:
+
+def _read_sharded(
+    model: PreTrainedModel,
+    plain: PreTrainedModel,
+    batch: PaddedBatch,
+    spans: Sequence[tuple[int, int]],
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, " row"]]:
+    """The same in one pass through the root, by TRL's ``fused_lm_head``."""
+    states: list[Tensor] = []
+    labels = torch.full_like(batch.ids, -100)
+    for place, (start, end) in enumerate(spans):
+        labels[place, start + 1 : end + 1] = batch.ids[place, start + 1 : end + 1]
+    handle = plain.base_model.register_forward_hook(
+        lambda _, __, output: states.append(output.last_hidden_state)
+    )
+    forward: Any = model
+    try:
+        found = forward(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            use_cache=False,
+            labels=labels,
+            fused_lm_head=True,
+        ).log_probs
+    finally:
+        handle.remove()
+    first = [start for start, _ in spans]
+    return states[0][range(len(first)), first], found.float().sum(1)
+
+
+class FormationCallback(TrainerCallback):
+    """Writes a `ProbeRecord` to a folder every few updates; a resumed run keeps earlier ones.
+
+    Every process records, as passes through a sharded model need all; the main one writes.
+    """
+
+    def __init__(
+        self, pairs: Sequence[EncodedPair], folder: Path, every: int, *, sharded: bool = False
+    ) -> None:
         self._pairs, self._folder, self._every = list(pairs), folder, every
+        self._sharded = sharded
 
     def _write(self, model: PreTrainedModel, step: int) -> None:
-        found = record(model, self._pairs)
+        found = record(model, self._pairs, sharded=self._sharded)
+        if not processes().is_main:
+            return
         with replacing(self._folder / f"step-{step:06d}.safetensors") as temporary:
             save_file(
                 {

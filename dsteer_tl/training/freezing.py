@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dsteer_tl.errors import TrainingError
+from dsteer_tl.processes import processes
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenParameters:
-    """Copies of the parameters that training must leave bitwise as they were."""
+    """The parameters that training must leave bitwise as they were.
 
+    Attributes:
+        names: Their names.
+        before: Copies of them, in the main process.
+    """
+
+    names: tuple[str, ...]
     before: dict[str, Tensor]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the frozen parameters."""
-        return tuple(self.before)
-
-    def require_unchanged(self, model: nn.Module) -> None:
-        """Compare every bit.
+    def require_unchanged(self, state: Mapping[str, Tensor]) -> None:
+        """Compare every bit with the trained weights; for the main process, which has them whole.
 
         Raises:
             TrainingError: Names the first parameter that moved.
         """
-        after = {id_free_name(name): parameter for name, parameter in model.named_parameters()}
+        after = {id_free_name(name): tensor for name, tensor in state.items()}
         for name, expected in self.before.items():
             if not torch.equal(after[name].detach().cpu(), expected):
                 raise TrainingError(
@@ -58,10 +61,14 @@ def freeze(model: nn.Module, *, embeddings: bool, unembedding: bool) -> FrozenPa
     ids = {id(parameter) for parameter in frozen}
     for parameter in frozen:
         parameter.requires_grad_(False)
+    chosen = {
+        id_free_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in ids
+    }
+    # Only the main process has all weights where accelerate loads them in one process alone.
+    copied = chosen if processes().is_main else {}
     return FrozenParameters(
-        {
-            id_free_name(name): parameter.detach().cpu().clone()
-            for name, parameter in model.named_parameters()
-            if id(parameter) in ids
-        }
+        tuple(chosen),
+        {name: parameter.detach().cpu().clone() for name, parameter in copied.items()},
     )

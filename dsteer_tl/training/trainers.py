@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dsteer_tl.errors import ConfigurationError, DependencyError
 from dsteer_tl.lens_model.checkpoint import quiet_transformers
 from dsteer_tl.preferences import PreferenceSet
+from dsteer_tl.processes import processes
 from dsteer_tl.training.configuration import TrainingConfiguration
+from dsteer_tl.training.distribution import (
+    recomputes_activations,
+    reference_sharded_by_layers,
+    shards_by,
+    trains_on_cpu,
+)
 from dsteer_tl.training.formation import FormationCallback
 from dsteer_tl.training.progress import ProgressBar
 
@@ -32,6 +41,8 @@ def build_trainer(
     work: Path,
     callback: FormationCallback,
     progress: bool,
+    *,
+    reference: Callable[[], PreTrainedModel],
 ) -> Any:
     """A `DPOTrainer`, or a `KTOTrainer` for the loss ``kto``, ready to train.
 
@@ -40,12 +51,22 @@ def build_trainer(
     is drawn by the seed and kept in every epoch, as TRL pairs each row with a neighbour's
     completion to estimate the KL term.
 
+    The log-probabilities of the reference are computed once, before the first update, and kept in
+    the work folder; with LoRA the policy without its adapter is the reference. Under FSDP TRL needs
+    a second copy of the base for that, which ``reference`` loads and which is dropped afterwards.
+
     Raises:
         ConfigurationError: TRL does not know the loss or another setting.
         DependencyError: LoRA is asked for and PEFT is missing.
     """
     unpaired = configuration.loss_type == KTO
-    with quiet_training(), known_settings(), _reference_bar(progress):
+    lora = _lora(configuration)
+    with (
+        quiet_training(),
+        known_settings(),
+        _reference_bar(progress and processes().is_main),
+        reference_sharded_by_layers(),
+    ):
         from transformers import EarlyStoppingCallback, PrinterCallback
 
         stopping = configuration.early_stopping_patience > 0 and len(held_out) > 0
@@ -53,16 +74,22 @@ def build_trainer(
         callbacks: list[Any] = [callback, ProgressBar(enabled=progress)]
         if stopping:
             callbacks.append(EarlyStoppingCallback(configuration.early_stopping_patience))
-        dataset = _unpaired_dataset if unpaired else _paired_dataset
+        build = _unpaired_dataset if unpaired else _paired_dataset
+
+        def stored(pairs: PreferenceSet, name: str) -> Any:
+            return _stored(lambda: build(pairs, configuration.seed), work / "pairs" / name)
+
         trainer = _trainer_class(unpaired)(
             model=model,
             args=arguments,
-            train_dataset=dataset(training_pairs, configuration.seed),
-            eval_dataset=dataset(held_out, configuration.seed) if stopping else None,
+            ref_model=reference() if lora is None and shards_by("FSDP") else None,
+            train_dataset=stored(training_pairs, "training"),
+            eval_dataset=stored(held_out, "held_out") if stopping else None,
             processing_class=tokenizer,
-            peft_config=_lora(configuration),
+            peft_config=lora,
             callbacks=callbacks,
         )
+        trainer.ref_model = None
         trainer.remove_callback(PrinterCallback)
         return trainer
 
@@ -81,7 +108,7 @@ def _arguments(
     unpaired = configuration.loss_type == KTO
     rows = configuration.batch_size * (2 if unpaired else 1)
     loss = KTO if unpaired else [configuration.loss_type]
-    return (KTOConfig if unpaired else DPOConfig)(
+    arguments = (KTOConfig if unpaired else DPOConfig)(
         output_dir=str(work),
         beta=configuration.beta,
         loss_type=loss,
@@ -96,7 +123,7 @@ def _arguments(
         warmup_steps=configuration.warmup_steps,
         max_length=int(getattr(model.config, "max_position_embeddings", 1024)),
         precompute_ref_log_probs=configuration.lora_rank == 0,
-        gradient_checkpointing=configuration.gradient_checkpointing,
+        gradient_checkpointing=recomputes_activations(configuration),
         bf16=configuration.precision == "bfloat16",
         save_steps=configuration.save_steps,
         save_total_limit=2,
@@ -109,9 +136,12 @@ def _arguments(
         logging_nan_inf_filter=False,
         disable_tqdm=True,  # `ProgressBar` shows the progress
         seed=configuration.seed,
-        use_cpu=model.device.type == "cpu",
-        dataloader_pin_memory=model.device.type == "cuda",
+        use_cpu=trains_on_cpu(model),
+        dataloader_pin_memory=not trains_on_cpu(model) and torch.cuda.is_available(),
     )
+    # One process trains on one device: transformers would replicate the model on all it sees.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 @contextlib.contextmanager
@@ -141,6 +171,22 @@ def _reference_bar(enabled: bool) -> Iterator[None]:
             os.environ.pop("TQDM_DISABLE", None)
         else:
             os.environ["TQDM_DISABLE"] = before
+
+
+def _stored(build: Callable[[], Any], folder: Path) -> Any:
+    """The data on disk, where processes share what TRL computes from them."""
+    from datasets import load_from_disk
+
+    def write() -> None:
+        if folder.is_dir():
+            return
+        temporary = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(temporary, ignore_errors=True)
+        build().save_to_disk(temporary)
+        temporary.rename(folder)
+
+    processes().done_by_main(write)
+    return load_from_disk(folder)
 
 
 def _paired_dataset(pairs: PreferenceSet, seed: int) -> Any:  # noqa: ARG001

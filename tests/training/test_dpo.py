@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dsteer_tl.errors import ConfigurationError, RunError, TrainingError
@@ -19,8 +20,9 @@ from dsteer_tl.lens_model.checkpoint import hash_weights
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.preferences import PreferenceSet, encode_pair
 from dsteer_tl.training import TrainingConfiguration, TrainingResult, train_dpo
+from dsteer_tl.training.folders import save_policy
 from dsteer_tl.training.formation import FormationCallback
-from tests.models import random_model, save_checkpoint
+from tests.models import random_model, save_checkpoint, tiny_tokenizer
 from tests.training.conftest import make_preferences, settings
 
 FORMATION = ["step", "site", "cos_to_final", "cos_sd", "sigma_ratio", "v_norm"]
@@ -252,6 +254,18 @@ def test_tied_embeddings_stay_tied(preferences: PreferenceSet, tmp_path: Path) -
     assert result.frozen == ("model.embed_tokens.weight",)
     pair = ModelPair.load(base, result.policy)
     assert torch.equal(pair.base.W_U, pair.policy.W_U)
+
+
+def test_tied_weights_that_were_gathered_are_saved_once(tmp_path: Path) -> None:
+    """Gathered from parts they are two tensors; differing ones are both kept."""
+    model = random_model(tie_word_embeddings=True)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    save_policy(model, state, tiny_tokenizer(), tmp_path / "policy")
+    stored = load_file(tmp_path / "policy" / "model.safetensors")
+    assert stored.keys() == dict(model.named_parameters()).keys()
+    state["lm_head.weight"] += 1
+    save_policy(model, state, tiny_tokenizer(), tmp_path / "policy")
+    assert "lm_head.weight" in load_file(tmp_path / "policy" / "model.safetensors")
 
 
 def test_nothing_frozen(base: Path, preferences: PreferenceSet, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from trl.trainer.utils import add_fused_lm_head
 
 from dsteer_tl.preferences import EncodedPair
 from dsteer_tl.training.formation import formation_table, record
@@ -41,6 +42,18 @@ def test_record_equals_plain_transformers(architecture: str) -> None:
             )
         h = output.hidden_states[-1][0, start]
         torch.testing.assert_close(found.h[index], h, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "phi"])
+def test_one_pass_through_the_root_reads_the_same(architecture: str) -> None:
+    """What sharded models are read by, on a whole one."""
+    model = random_model(architecture)
+    expected = record(model, PAIRS)
+    add_fused_lm_head(model)
+    found = record(model.train(), PAIRS, sharded=True)
+    assert model.training and not model.base_model._forward_hooks
+    for name in ("h", "chosen_logp", "rejected_logp"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=1e-4)
 
 
 def test_formation_table_in_closed_form(tmp_path: Path) -> None:
