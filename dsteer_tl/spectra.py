@@ -7,7 +7,6 @@ mean is long, so a small σ₂/σ₁ says nothing that the mean cosine has not s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,7 +100,7 @@ def spectrum(
     n = len(values)
     matrix = centre(values) if centred else values
     _, singular_values, directions = np.linalg.svd(matrix / np.sqrt(n), full_matrices=False)
-    return _oriented(singular_values, directions[:keep], values.mean(axis=0), centred, n)
+    return oriented_spectrum(singular_values, directions[:keep], values.mean(axis=0), centred, n)
 
 
 def leading_components(
@@ -140,131 +139,6 @@ def row_entropy(rows: Float[np.ndarray, "row d_model"], centred: bool = False) -
     matrix = centre(rows) if centred else finite_rows(rows, minimum=2)
     gram = matrix @ matrix.T if matrix.shape[0] < matrix.shape[1] else matrix.T @ matrix
     return spectral_entropy(np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0)))
-
-
-class GramAccumulator:
-    """Streaming second moments: the spectrum of any number of rows in d_model² memory.
-
-    Holds the count, the mean and the scatter around the mean Σ (x−μ)(x−μ)ᵀ, updated by the
-    pairwise formulas of Chan, Golub & LeVeque (1979), because Σ xxᵀ − n μμᵀ would cancel exactly
-    where it matters: when the mean dominates. Merging in any grouping or order gives the same
-    result up to rounding, so processes and shards can be merged freely.
-    """
-
-    def __init__(self, d_model: int) -> None:
-        if d_model < 1:
-            raise ShapeError(f"Gram accumulator: found d_model {d_model}, expected at least 1")
-        self._count = 0
-        self._mean = np.zeros(d_model)
-        self._scatter = np.zeros((d_model, d_model))
-
-    @property
-    def count(self) -> int:
-        """Number of rows seen."""
-        return self._count
-
-    @property
-    def mean(self) -> Float[np.ndarray, " d_model"]:
-        """Mean of the rows seen; zeros before the first."""
-        return self._mean.copy()
-
-    @property
-    def gram(self) -> Float[np.ndarray, "d_model d_model"]:
-        """Σ xxᵀ over the rows seen, uncentred, not divided by n."""
-        return np.asarray(self._scatter + self._count * np.outer(self._mean, self._mean))
-
-    def update(self, rows: Float[np.ndarray, "row d_model"]) -> None:
-        """Adds rows; an empty block changes nothing.
-
-        Raises:
-            ShapeError: Wrong shape, wrong d_model, or NaN/inf inside; nothing is added then.
-        """
-        values = finite_rows(rows, minimum=0)
-        self._check_width(values.shape[1])
-        if len(values) == 0:
-            return
-        mean = values.mean(axis=0)
-        centred = values - mean
-        self._combine(len(values), mean, centred.T @ centred)
-
-    def merge(self, other: GramAccumulator) -> None:
-        """Adds what another accumulator has seen; the other stays as it is.
-
-        Raises:
-            ShapeError: The other one has another d_model.
-        """
-        self._check_width(other._mean.size)
-        self._combine(other._count, other._mean, other._scatter)
-
-    def spectrum(self, *, centred: bool = False, keep: int | None = None) -> Spectrum:
-        """Spectrum of the rows seen, by eigendecomposition of the second moments over n.
-
-        Squaring costs half the digits: singular values below about 1e-8 σ₁ are rounding.
-        Entropy and shares are not touched by that.
-
-        Raises:
-            ShapeError: Fewer than two rows were seen.
-        """
-        if self._count < 2:
-            raise ShapeError(
-                f"Gram accumulator: found {self._count} rows, expected at least 2: "
-                "update it before asking for a spectrum"
-            )
-        moments = (self._scatter if centred else self.gram) / self._count
-        eigenvalues, vectors = np.linalg.eigh(moments)
-        components = min(self._count, self._mean.size)
-        singular_values = np.sqrt(np.maximum(eigenvalues[::-1][:components], 0.0))
-        directions = vectors.T[::-1][:components][:keep]
-        return _oriented(singular_values, directions, self._mean, centred, self._count)
-
-    def to_state(self) -> dict[str, np.ndarray]:
-        """Returns the state as contiguous arrays that safetensors can store."""
-        return {
-            "count": np.array([self._count], dtype=np.int64),
-            "mean": self._mean.copy(),
-            "scatter": self._scatter.copy(),
-        }
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> GramAccumulator:
-        """Restores an accumulator from `to_state`, exactly.
-
-        Raises:
-            ShapeError: An array is missing or the shapes do not belong together.
-        """
-        missing = sorted({"count", "mean", "scatter"} - set(state))
-        if missing:
-            raise ShapeError(
-                f"Gram accumulator: state lacks {', '.join(missing)}, expected count, mean and "
-                "scatter: pass what to_state returned"
-            )
-        mean = np.array(state["mean"], dtype=np.float64)
-        scatter = np.array(state["scatter"], dtype=np.float64)
-        count = np.asarray(state["count"]).reshape(-1)
-        if mean.ndim != 1 or scatter.shape != (mean.size, mean.size) or count.size != 1:
-            raise ShapeError(
-                f"Gram accumulator: found mean {mean.shape}, scatter {scatter.shape} and count "
-                f"{count.shape}, expected (d,), (d, d) and (1,): damaged, capture again"
-            )
-        restored = cls(mean.size)
-        restored._count, restored._mean, restored._scatter = int(count[0]), mean, scatter
-        return restored
-
-    def _check_width(self, width: int) -> None:
-        if width != self._mean.size:
-            raise ShapeError(
-                f"Gram accumulator: found d_model {width}, expected {self._mean.size}: "
-                "use one accumulator per site and model"
-            )
-
-    def _combine(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-        total = self._count + count
-        if total == 0:
-            return
-        gap = mean - self._mean
-        self._scatter += scatter + np.outer(gap, gap) * (self._count * count / total)
-        self._mean = self._mean + gap * (count / total)
-        self._count = total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,9 +209,14 @@ def _share(singular_values: np.ndarray) -> np.ndarray:
     return np.asarray(squares / squares.sum())
 
 
-def _oriented(
-    singular_values: np.ndarray, directions: np.ndarray, mean: np.ndarray, centred: bool, n: int
+def oriented_spectrum(
+    singular_values: Float[np.ndarray, " component"],
+    directions: Float[np.ndarray, "component d_model"],
+    mean: Float[np.ndarray, " d_model"],
+    centred: bool,
+    n: int,
 ) -> Spectrum:
+    """A `Spectrum` whose directions point along the mean, or have a positive largest entry."""
     projections = directions @ mean
     largest = np.take_along_axis(
         directions, np.abs(directions).argmax(axis=1, keepdims=True), axis=1

@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
+from dsteer_tl import gram_accumulator
 from dsteer_tl.cosines import centre
 from dsteer_tl.errors import ShapeError
+from dsteer_tl.gram_accumulator import GramAccumulator
 from dsteer_tl.spectra import (
-    GramAccumulator,
     leading_components,
     mass_per_component,
     row_entropy,
@@ -183,6 +184,38 @@ def test_a_refused_block_is_not_half_added():
     with pytest.raises(ShapeError, match="1 NaN or infinite entries in 1 of 40 rows"):
         accumulator.update(bad)
     np.testing.assert_array_equal(accumulator.gram, before)
+
+
+def test_rows_beyond_a_block_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch):
+    rows = sample(10).astype(np.float32)
+    whole = accumulated(rows)
+    monkeypatch.setattr(gram_accumulator, "_BLOCK", 6 * 7)
+    parts = accumulated(rows)
+    assert parts.count == whole.count
+    np.testing.assert_allclose(parts.gram, whole.gram, rtol=1e-12)
+    before, bad = parts.gram, rows.copy()
+    bad[33, 2] = np.inf
+    with pytest.raises(ShapeError, match="in 1 of 40 rows, the first at row 33, column 2"):
+        parts.update(bad)
+    with pytest.raises(ShapeError, match="found d_model 3, expected 6"):
+        parts.update(np.ones((40, 3)))
+    with pytest.raises(ShapeError, match="expected real numbers"):
+        parts.update(rows.astype(str))
+    np.testing.assert_array_equal(parts.gram, before)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_few_directions_are_the_first_of_all(centred: bool, monkeypatch: pytest.MonkeyPatch):
+    rows = np.random.default_rng(0).standard_normal((60, 24)) * np.arange(1, 25) + 3
+    monkeypatch.setattr(gram_accumulator, "_TILE", 7)
+    accumulator = accumulated(rows[:31], rows[31:])
+    full = spectrum(rows, centred=centred)
+    for keep in (0, 1, 3, 20):
+        found = accumulator.spectrum(centred=centred, keep=keep)
+        np.testing.assert_allclose(found.singular_values, full.singular_values, rtol=1e-9)
+        assert found.directions.shape == (keep, 24)
+        np.testing.assert_allclose(found.directions, full.directions[:keep], atol=1e-8)
+    assert accumulator.scatter_trace == pytest.approx(np.sum(centre(rows) ** 2))
 
 
 def test_mass_by_hand():
