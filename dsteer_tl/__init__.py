@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dsteer_tl.steering import Decoding, Intervention, SweepPlan, SweepResult, plan_sweep
     from dsteer_tl.steering.sweep import sweep
     from dsteer_tl.steering_vector import SteeringVector
+    from dsteer_tl.streaming.accumulation import accumulate_shifts
+    from dsteer_tl.streaming.probe_table import probe_table_from_prompts
     from dsteer_tl.training import TrainingConfiguration, train_dpo
 
 __version__ = "0.1.0"
@@ -54,6 +56,8 @@ _EXPORTS = {
     "probes_from_pairs": "dsteer_tl.positions",
     "capture_shifts": "dsteer_tl.capture",
     "ShiftSet": "dsteer_tl.shift_set",
+    "probe_table_from_prompts": "dsteer_tl.streaming.probe_table",
+    "accumulate_shifts": "dsteer_tl.streaming.accumulation",
     "SteeringVector": "dsteer_tl.steering_vector",
     "mean_shift_vector": "dsteer_tl.directions",
     "principal_vector": "dsteer_tl.directions",
@@ -85,6 +89,8 @@ __all__ = [
     "probes_from_pairs",
     "capture_shifts",
     "ShiftSet",
+    "probe_table_from_prompts",
+    "accumulate_shifts",
     "SteeringVector",
     "mean_shift_vector",
     "principal_vector",

@@ -1,23 +1,26 @@
-"""Residuals of base and policy at the same tokens, streamed to disk in resumable shards."""
+"""Residuals of base and policy at the same tokens, streamed to disk in resumable shards.
+
+With several processes each takes every n-th shard; a shard is the same whoever captures it.
+"""
 
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from dsteer_tl.capture_shard import TokenBudget, capture_shard, probe_positions
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.files import hash_content, read_json, replacing, write_json
-from dsteer_tl.lens_model import Gather, LensModel, length_sorted_batches, pad
+from dsteer_tl.lens_model import LensModel
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe, check_lengths, content_hash
+from dsteer_tl.processes import Processes
 from dsteer_tl.shift_set import INDEX, Shard, readable_shard
 from dsteer_tl.shift_set import ShiftSet as ShiftSet
 from dsteer_tl.sites import check_site
@@ -25,20 +28,31 @@ from dsteer_tl.sites import check_site
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+#: Residuals are kept as float32.
+_NUMBER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureConfiguration:
     """How residuals are captured; none of it changes the numbers beyond rounding.
 
+    A shard is what is lost when a process is killed, and what it holds in memory. It ends with the
+    sequence that reaches the first of three limits: many short sequences, few long ones, or few
+    rows of a large model.
+
     Attributes:
-        token_budget: Padded tokens a batch. More is faster until memory ends.
-        shard_sequences: Sequences a shard; a shard is the unit of resumption.
+        token_budget: Padded tokens a batch, at most: a batch that does not fit into memory is
+            halved, and so are those after it.
+        shard_sequences: Sequences a shard, at most.
+        shard_tokens: Tokens a shard, at most: eight batches, so that all but the last are full.
+        shard_bytes: Bytes of residuals a shard, at most.
         progress: Show a progress bar.
     """
 
     token_budget: int = 4096
     shard_sequences: int = 256
+    shard_tokens: int = 8 * 4096
+    shard_bytes: int = 2**30
     progress: bool = True
 
 
@@ -50,6 +64,7 @@ def capture_shifts(
     controls: Mapping[str, LensModel] | None = None,
     folder: Path | None = None,
     configuration: CaptureConfiguration | None = None,
+    processes: Processes | None = None,
 ) -> ShiftSet:
     """Run base and policy over the same tokens and keep the residuals at the probes' positions.
 
@@ -59,14 +74,17 @@ def capture_shifts(
 
     Args:
         pair: Base and policy.
-        probes: Sequences and positions, from `probes_from_prompts` or `probes_from_pairs`.
+        probes: Sequences and positions, from `probes_from_prompts` or `probes_from_pairs`. Read
+            twice, one by one: a sequence that lies on disk stays there.
         sites: Default: every ``resid_post`` and ``h``.
         controls: Further models by name, captured at the same rows (null models).
         folder: Where to keep the shards; without it they stay in memory.
         configuration: Batch and shard sizes.
+        processes: Those that share the work, all of which call this with the same arguments and a
+            folder that all see. By default this process does everything.
 
     Raises:
-        DataError: A sequence is longer than the context.
+        DataError: A sequence is longer than the context, or does not fit into memory alone.
         HookError: A site does not exist.
         RunError: The folder cannot be written.
     """
@@ -75,55 +93,113 @@ def capture_shifts(
     sites = tuple(sites or pair.base.sites)
     for site in sites:
         check_site(site, pair.base.n_layers, pair.base.name)
-    if not any(found for probe in probes for found in probe.positions.values()):
+    survey = _survey(probes)
+    if not sum(survey.rows):
         raise ShapeError(
             f"there is nothing to capture: {len(probes)} probes were given and none has a position"
         )
-    check_lengths(probes, min(model.n_ctx for model in models.values()), pair.base.name)
-    kinds = tuple(dict.fromkeys(kind for probe in probes for kind in probe.positions))
+    n_ctx = min(model.n_ctx for model in models.values())
+    if max(survey.lengths) > n_ctx:
+        check_lengths(probes, n_ctx, pair.base.name)
     hashes = {name: model.weights_hash for name, model in models.items()}
-    groups = list(_shard_groups(len(probes), configuration.shard_sequences))
-    key = hash_content([_FORMAT, hashes, sites, kinds, content_hash(probes), groups])
+    width = sum(model.d_model for model in models.values())
+    ranges = list(_shard_ranges(survey, width * len(sites) * _NUMBER_BYTES, configuration))
+    processes = Processes() if processes is None or folder is None else processes
     if folder is not None:
-        _prepare_folder(folder, key)
+        ends = [own.stop for own in ranges]
+        key = hash_content([_FORMAT, hashes, sites, survey.kinds, survey.hash, ends])
+        if processes.is_main:
+            _prepare_folder(folder, key)
+        processes.wait()
 
     shards: list[Path | Shard] = []
+    budget = TokenBudget(configuration.token_budget)
+    work = processes.share(list(enumerate(ranges)))
+    shown = configuration.progress and processes.is_main
     with tqdm(
-        total=len(probes), desc="capture", unit="prompt", disable=not configuration.progress
+        total=sum(len(own) for _, own in work), desc="capture", unit="prompt", disable=not shown
     ) as bar:
-        for number, group in enumerate(groups):
-            path = None if folder is None else folder / f"shard-{number:05d}.safetensors"
+        for number, own in work:
+            path = None if folder is None else _shard_path(folder, number)
             if path is not None and readable_shard(path):
-                shards.append(path)
-                bar.update(len(group))
+                bar.update(len(own))
                 continue
-            chosen = [probes[index] for index in group]
-            shard = _capture_shard(models, chosen, sites, kinds, configuration.token_budget, bar)
+            chosen = probes[own.start : own.stop]
+            shard = capture_shard(models, chosen, sites, survey.kinds, budget, bar)
             if path is None:
                 shards.append(shard)
             else:
                 with replacing(path) as temporary:
                     save_file(shard, temporary)
-                shards.append(path)
     if folder is not None:
-        write_json(
-            folder / INDEX,
-            {
-                "key": key,
-                "finished": True,
-                "sites": sites,
-                "models": list(models),
-                "kinds": kinds,
-                "hashes": hashes,
-                "shards": [shard.name for shard in shards if isinstance(shard, Path)],
-            },
+        shards = [_shard_path(folder, number) for number in range(len(ranges))]
+        processes.wait()
+        if processes.is_main:
+            write_json(
+                folder / INDEX,
+                {
+                    "key": key,
+                    "finished": True,
+                    "sites": sites,
+                    "models": list(models),
+                    "kinds": survey.kinds,
+                    "hashes": hashes,
+                    "shards": [shard.name for shard in shards if isinstance(shard, Path)],
+                },
+            )
+        processes.wait()
+    return ShiftSet(shards, sites=sites, models=list(models), kinds=survey.kinds, hashes=hashes)
+
+
+def captured_files(folder: Path) -> list[Path]:
+    """What a finished capture has written."""
+    return [folder / INDEX, *sorted(folder.glob("shard-*.safetensors"))]
+
+
+def _shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Survey:
+    """What one look at all probes gives: tokens and rows of each, the kinds, and an identity."""
+
+    lengths: array[int]
+    rows: array[int]
+    kinds: tuple[str, ...]
+    hash: str
+
+
+def _survey(probes: Iterable[Probe]) -> _Survey:
+    lengths, rows = array("q"), array("q")
+    kinds: dict[str, None] = {}
+
+    def seen() -> Iterator[Probe]:
+        for probe in probes:
+            lengths.append(len(probe.ids))
+            rows.append(len(probe_positions(probe)))
+            kinds.update(dict.fromkeys(probe.positions))
+            yield probe
+
+    found = content_hash(seen())
+    return _Survey(lengths, rows, tuple(kinds), found)
+
+
+def _shard_ranges(
+    survey: _Survey, row_bytes: int, configuration: CaptureConfiguration
+) -> Iterator[range]:
+    start = tokens = rows = 0
+    for index, (length, own) in enumerate(zip(survey.lengths, survey.rows, strict=True)):
+        full = (
+            index - start >= configuration.shard_sequences
+            or tokens + length > configuration.shard_tokens
+            or (rows + own) * row_bytes > configuration.shard_bytes
         )
-    return ShiftSet(shards, sites=sites, models=list(models), kinds=kinds, hashes=hashes)
-
-
-def _shard_groups(count: int, size: int) -> Iterator[list[int]]:
-    for start in range(0, count, size):
-        yield list(range(start, min(start + size, count)))
+        if full and index > start:
+            yield range(start, index)
+            start, tokens, rows = index, 0, 0
+        tokens, rows = tokens + length, rows + own
+    yield range(start, len(survey.lengths))
 
 
 def _prepare_folder(folder: Path, key: str) -> None:
@@ -137,61 +213,7 @@ def _prepare_folder(folder: Path, key: str) -> None:
     old = list(folder.glob("shard-*.safetensors"))
     if old:
         logger.info("clearing %s: it holds another capture", folder)
-    for path in old:
+    # What a killed process left half-written is in nobody's way, but for good.
+    for path in (*old, *folder.glob(".shard-*.safetensors.partial")):
         path.unlink()
     write_json(index, {"key": key, "finished": False})
-
-
-def _capture_shard(
-    models: Mapping[str, LensModel],
-    probes: Sequence[Probe],
-    sites: Sequence[str],
-    kinds: Sequence[str],
-    token_budget: int,
-    bar: tqdm[NoReturn],
-) -> Shard:
-    parts: dict[str, list[Tensor]] = {}
-    for batch in length_sorted_batches([len(probe.ids) for probe in probes], token_budget):
-        chosen = [probes[index] for index in batch]
-        rows = [
-            (row, position, probe)
-            for row, probe in enumerate(chosen)
-            for position in sorted({p for found in probe.positions.values() for p in found})
-        ]
-        if rows:
-            padded = pad([probe.ids for probe in chosen])
-            gather = Gather(_column(row for row, _, _ in rows), _column(p for _, p, _ in rows))
-            for name, model in models.items():
-                captured = model.capture(padded.ids, padded.mask, sites, gather)
-                for site, tensor in captured.items():
-                    _check_captured(tensor, name, site)
-                    parts.setdefault(f"{name}/{site}", []).append(tensor)
-            parts.setdefault("prompt", []).append(_column(probe.prompt for _, _, probe in rows))
-            parts.setdefault("item", []).append(_column(probe.order for _, _, probe in rows))
-            parts.setdefault("position", []).append(gather.positions)
-            for kind in kinds:
-                member = _column(int(p in probe.positions.get(kind, ())) for _, p, probe in rows)
-                parts.setdefault(f"kind.{kind}", []).append(member)
-        bar.update(len(chosen))
-    if not parts:  # as when no pair of this shard diverges
-        empty = torch.zeros(0, dtype=torch.long)
-        parts = {
-            name: [empty] for name in ("prompt", "item", "position", *(f"kind.{k}" for k in kinds))
-        }
-        for name, model in models.items():
-            rows_of_none = torch.zeros(0, model.d_model)
-            parts.update({f"{name}/{site}": [rows_of_none] for site in sites})
-    return {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
-
-
-def _column(values: Iterable[int]) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.long)
-
-
-def _check_captured(tensor: Tensor, model: str, site: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).any(dim=-1).sum())
-        raise ShapeError(
-            f"{bad} of {len(tensor)} residuals of {model} at {site} are NaN or infinite: load the "
-            "models in float32 or bfloat16"
-        )

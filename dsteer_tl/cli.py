@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import tyro
 
 from dsteer_tl.command_flags import Command
-from dsteer_tl.commands import COMMANDS
+from dsteer_tl.commands import COMMANDS, SHARED
 from dsteer_tl.errors import DsteerError
+from dsteer_tl.processes import launched_rank
 
 logger = logging.getLogger("dsteer_tl")
 
@@ -26,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 #: Flags that take several values, and may be given several times.
-_LIST_FLAGS = ("--set", "--suite", "--test", "--preferences")
+_LIST_FLAGS = ("--set", "--suite", "--test", "--preferences", "--sites")
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
@@ -40,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=_merged_flags(sys.argv[1:] if arguments is None else arguments),
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    _configure_logging()
+    rank = launched_rank()
+    if rank and not isinstance(command, SHARED):
+        return 0
+    _configure_logging(logging.ERROR if rank else logging.INFO)
     try:
         COMMANDS[type(command)](command)
     except DsteerError as error:
-        _say(f"dsteer: {error}")
+        if not error.told:
+            _say(f"dsteer: {error}")
         return EXIT_ERROR
     except OSError as error:  # as a full disk, where no module could say more
         place = f"{error.filename}: " if error.filename else ""
@@ -77,9 +82,9 @@ def entry_point() -> None:
     sys.exit(main())
 
 
-def _configure_logging() -> None:
+def _configure_logging(level: int) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(level)
     # Notices of other packages that no user of this command can act on.
     warnings.simplefilter("ignore")
     for name in ("transformers", "datasets", "httpx", "huggingface_hub", "accelerate", "trl"):

@@ -152,6 +152,34 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Stream any number of prompts: v*, spectra and cosines of the shifts, without keeping rows."""
+
+    base: str
+    """Base model: directory, hub id, or `tales`."""
+    policy: str
+    """Policy: directory, hub id, or a LoRA adapter."""
+    prompts: str
+    """A file of prompts (.txt, .jsonl, .csv, .tsv, .parquet, also .gz) or a hub data set."""
+    out: Path
+    """Directory of the results."""
+    column: str = ""
+    """Column of the prompts; default "prompt", else "text"."""
+    sites: tuple[str, ...] = ()
+    """Sites, as h resid_post.3; default all."""
+    limit: int = 0
+    """At most so many prompts; 0 for all."""
+    groups: int = 16
+    """Parts of the work with a state each on disk; at least as many as processes."""
+    checkpoint_seconds: float = 300.0
+    """Least time between two states of a group."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")] = ()
+    """Single settings, as in --set model.dtype=bfloat16 measurement.token_budget=8192."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """Rebuild every figure and the ledger of a run from its tables; no model is loaded."""
 
@@ -197,6 +225,8 @@ class Presets:
 
     name: str | None = field(default=None)
     """Print one preset as YAML."""
+    launch: str | None = None
+    """Print one of accelerate's launch configurations, as in --launch fsdp-8."""
 
 
 Command = (
@@ -206,6 +236,7 @@ Command = (
     | Sweep
     | Toxicity
     | Stress
+    | Moments
     | Figures
     | Report
     | Verify

@@ -16,6 +16,7 @@ from dsteer_tl.command_flags import (
     Check,
     Compare,
     Figures,
+    Moments,
     Presets,
     Report,
     Reproduce,
@@ -33,6 +34,7 @@ from dsteer_tl.command_settings import (
     resolve_sweep,
 )
 from dsteer_tl.errors import RunError
+from dsteer_tl.processes import launched_rank
 
 if TYPE_CHECKING:
     from dsteer_tl.experiment.run_directory import StageReport
@@ -40,7 +42,8 @@ if TYPE_CHECKING:
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    if launched_rank() == 0:
+        sys.stdout.write(text + "\n")
 
 
 def _run(command: Reproduce | Analyze, out: Path) -> None:
@@ -67,8 +70,12 @@ def _judge_and_draw(
     from dsteer_tl.experiment.figures import figure_stage
     from dsteer_tl.experiment.judging import claim_stage, multiverse_stage
     from dsteer_tl.experiment.reporting import report_stage
+    from dsteer_tl.experiment.run_directory import RunDirectory
 
-    directory = experiment.directory
+    if not experiment.processes.is_main:
+        experiment.processes.wait()
+        return
+    directory = RunDirectory(experiment.directory.path)
     results = claim_stage(directory)
     last = [multiverse_stage(directory)]
     last.append(
@@ -88,6 +95,7 @@ def _judge_and_draw(
         f"{len(ran)} stages in {seconds:.0f} s, {len(reports) - len(ran)} up to date; "
         f"{written} in {directory.path}"
     )
+    experiment.processes.wait()
 
 
 def _reproduce(command: Reproduce) -> None:
@@ -123,6 +131,35 @@ def _stress(command: Stress) -> None:
     experiment = Experiment(configuration, command.directory, progress=not command.quiet)
     reports = experiment.stress(command.test)
     _judge_and_draw(command, experiment, reports, "tables and figures")
+
+
+def _moments(command: Moments) -> None:
+    from dsteer_tl.experiment.configuration import build_configuration
+    from dsteer_tl.experiment.streaming import StreamingConfiguration, stream_moments
+    from dsteer_tl.processes import processes
+    from dsteer_tl.streaming.accumulation import AccumulationConfiguration
+
+    found = build_configuration(parse_settings(command.set))
+    report = stream_moments(
+        command.base,
+        command.policy,
+        command.prompts,
+        command.out,
+        StreamingConfiguration(
+            model=found.model,
+            column=command.column,
+            sites=command.sites,
+            limit=command.limit,
+            token_budget=found.measurement.token_budget,
+            accumulation=AccumulationConfiguration(
+                groups=command.groups, checkpoint_seconds=command.checkpoint_seconds
+            ),
+            progress=not command.quiet,
+        ),
+        processes=processes(),
+    )
+    state = f"{report.seconds:.0f} s for the tables" if report.ran else "up to date"
+    _show(f"tables and vectors in {command.out} ({state})")
 
 
 def _toxicity(command: Toxicity) -> None:
@@ -241,7 +278,14 @@ def _presets(command: Presets) -> None:
         preset_names,
         preset_settings,
     )
+    from dsteer_tl.training.launching import (
+        launch_configuration_names,
+        launch_configuration_path,
+    )
 
+    if command.launch is not None:
+        _show(launch_configuration_path(command.launch).read_text("utf-8").rstrip())
+        return
     if command.name is not None:
         _show(yaml.safe_dump(dict(preset_settings(command.name)), sort_keys=False).rstrip())
         return
@@ -251,8 +295,11 @@ def _presets(command: Presets) -> None:
         _show(f"{name}: {found.description}")
         how = "measured" if expected.measured else "by arithmetic"
         _show(f"    {expected.minutes:g} min on {expected.hardware}; {expected.memory} ({how})")
+    _show(f"launch configurations: {', '.join(launch_configuration_names())}")
 
 
+#: What a launch of several processes divides; anything else is done by its main process.
+SHARED = (Reproduce, Train, Analyze, Sweep, Toxicity, Stress, Moments)
 #: What runs for each kind of flags.
 COMMANDS: Mapping[type, Callable[[Any], None]] = {
     Reproduce: _reproduce,
@@ -261,6 +308,7 @@ COMMANDS: Mapping[type, Callable[[Any], None]] = {
     Sweep: _sweep,
     Toxicity: _toxicity,
     Stress: _stress,
+    Moments: _moments,
     Check: _check,
     Figures: _figures,
     Report: _report,

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 
 class DsteerError(Exception):
-    """Base of every error that the library raises on purpose."""
+    """Base of every error that the library raises on purpose.
+
+    Attributes:
+        told: Whether another process of the launch says it.
+    """
+
+    told = False
 
 
 class DataError(DsteerError):

@@ -9,11 +9,13 @@ is one process, nothing is initialised, and nothing waits.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import TypeVar
+
+from dsteer_tl.errors import DsteerError
 
 T = TypeVar("T")
 
@@ -60,6 +62,32 @@ class Processes:
         found = [value]
         broadcast_object_list(found, from_process=0)
         return found[0]
+
+    def done_by_main(self, work: Callable[[], T]) -> T:
+        """What `work` gives in the main process, in every process; the others wait.
+
+        An error of the family is raised in all of them, so that all go on in the same way; in the
+        others its `told` is set. Any other error ends the main process and with it the launch.
+        """
+        if self.count == 1:
+            return work()
+        found: T | None = None
+        failed: DsteerError | None = None
+        if self.is_main:
+            try:
+                found = work()
+            except DsteerError as error:
+                failed = error
+        found, failed = self.agreed((found, failed))
+        if failed is not None:
+            failed.told = not self.is_main
+            raise failed
+        return found  # type: ignore[return-value]
+
+
+def launched_rank() -> int:
+    """The number of this process as the launcher gives it, without joining the others."""
+    return int(os.environ.get("RANK") or 0)
 
 
 @cache

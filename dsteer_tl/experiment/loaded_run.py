@@ -19,31 +19,46 @@ from dsteer_tl.null_models import random_weights_model
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.positions import Probe
 from dsteer_tl.preferences import PreferenceSet
+from dsteer_tl.processes import Processes
+from dsteer_tl.processes import processes as launched_processes
 
 logger = logging.getLogger(__name__)
 
 
 class LoadedRun:
-    """Settings, a directory, and what is loaded so far."""
+    """Settings, a directory, and what is loaded so far.
+
+    Args:
+        configuration: What is measured.
+        folder: The run directory.
+        progress: Show progress bars, in the main process.
+        processes: Those that share the run; by default all of this launch.
+    """
 
     def __init__(
-        self, configuration: ExperimentConfiguration, folder: Path, *, progress: bool = True
+        self,
+        configuration: ExperimentConfiguration,
+        folder: Path,
+        *,
+        progress: bool = True,
+        processes: Processes | None = None,
     ) -> None:
         self.configuration = configuration
-        self.directory = RunDirectory(folder)
-        self.progress = progress
+        self.processes = launched_processes() if processes is None else processes
+        self.directory = RunDirectory(folder, self.processes)
+        self.progress = progress and self.processes.is_main
 
     @cached_property
     def options(self) -> LoadOptions:
         """How the base is loaded."""
-        model = self.configuration.model
-        return LoadOptions(
-            device=model.device,
-            dtype=model.dtype,
-            revision=model.revision or None,
-            trust_remote_code=model.trust_remote_code,
-            device_map=model.device_map or None,
-        )
+        return self._on_own_device(self.configuration.model.revision)
+
+    def _on_own_device(self, revision: str) -> LoadOptions:
+        """The settings of the models, on the GPU of this process where several share the run."""
+        found = self.configuration.model.load_options(revision)
+        if found.device == "cuda" and self.processes.count > 1 and found.device_map is None:
+            return replace(found, device=f"cuda:{self.processes.local_index}")
+        return found
 
     @cached_property
     def policy_source(self) -> str:
@@ -53,14 +68,8 @@ class LoadedRun:
     @cached_property
     def policy_options(self) -> LoadOptions:
         """How the policy is loaded."""
-        model = self.configuration.model
-        return LoadOptions(
-            device=model.device,
-            dtype=model.dtype,
-            revision=(model.policy_revision or None) if self.configuration.policy else None,
-            trust_remote_code=model.trust_remote_code,
-            device_map=model.device_map or None,
-        )
+        given = self.configuration.model.policy_revision if self.configuration.policy else ""
+        return self._on_own_device(given)
 
     @cached_property
     def pair(self) -> ModelPair:
@@ -104,6 +113,7 @@ class LoadedRun:
             replace(self.configuration, model=replace(self.configuration.model, dtype=dtype)),
             self.directory.path,
             progress=self.progress,
+            processes=self.processes,
         )
         # What differs between both models was said of the run's own precision.
         return other._load_pair(), other.controls()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from dsteer_tl.capture import CaptureConfiguration, capture_shifts
+from dsteer_tl.capture import CaptureConfiguration, capture_shifts, captured_files
 from dsteer_tl.errors import DataError
 from dsteer_tl.experiment.configuration import CONTINUATIONS
 from dsteer_tl.experiment.continued_text import continued_text_keys
@@ -64,14 +64,14 @@ class MainStages(LoadedRun):
         return [path, path.with_name("preferences.dropped.json")]
 
     def training_stage(self) -> StageReport:
-        """Train the policy."""
+        """Train the policy, in all processes: the trainer shares its batches among them."""
         inputs = [
             asdict(self.configuration.training),
             self.base_identity,
             asdict(self.configuration.model),
             self.directory.output_hashes("preferences"),
         ]
-        return self.directory.stage("training", inputs, self._train)
+        return self.directory.stage("training", inputs, self._train, divided=True)
 
     def _train(self) -> list[Path]:
         if self.preferences is None:
@@ -84,6 +84,8 @@ class MainStages(LoadedRun):
             options=self.options,
             progress=self.progress,
         )
+        if not self.processes.is_main:
+            return []
         return [
             *(path for path in result.policy.rglob("*") if path.is_file()),
             self.directory.write_table("training", result.training),
@@ -111,8 +113,8 @@ class MainStages(LoadedRun):
         ]
 
     def capture_stage(self) -> StageReport:
-        """Capture the residuals of both models and their controls."""
-        return self.directory.stage("capture", self.capture_keys(), self._capture)
+        """Capture the residuals of both models and their controls, each process its share."""
+        return self.directory.stage("capture", self.capture_keys(), self._capture, divided=True)
 
     def _capture(self) -> list[Path]:
         settings = self.configuration.measurement
@@ -126,8 +128,9 @@ class MainStages(LoadedRun):
             configuration=CaptureConfiguration(
                 token_budget=settings.token_budget, progress=self.progress
             ),
+            processes=self.processes,
         )
-        return [path for path in folder.iterdir() if path.is_file()]
+        return captured_files(folder)
 
     @property
     def attributed(self) -> bool:

@@ -2,6 +2,11 @@
 
 A stage whose key and outputs match the manifest is not run again; one that was interrupted has no
 entry and is redone, never trusted.
+
+With several processes, all come to every stage and take the same branch. A divided stage runs in
+all of them; any other in the main one alone, which also writes the manifest, while the others wait.
+What a stage calls works alone unless it is handed the processes, so that nothing inside a stage of
+the main one can wait for the others.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ from dsteer_tl.errors import RunError
 from dsteer_tl.files import hash_content, hash_file, read_json, replacing, write_json
 from dsteer_tl.manifest import MANIFEST, MANIFEST_FORMAT
 from dsteer_tl.notebook import run_html
+from dsteer_tl.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -52,10 +58,16 @@ class StageReport:
 
 
 class RunDirectory:
-    """Files of one run and the manifest over them."""
+    """Files of one run and the manifest over them.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The directory.
+        processes: Those that all come to every stage. By default this process is alone.
+    """
+
+    def __init__(self, path: Path, processes: Processes | None = None) -> None:
         self.path = path
+        self.processes = processes or Processes()
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -107,10 +119,17 @@ class RunDirectory:
             )
 
     def describe(self, entries: Mapping[str, Any]) -> None:
-        """Write facts about the run as a whole into the manifest."""
+        """Write facts about the run as a whole into the manifest, once."""
+        if not self.processes.is_main:
+            return
         manifest = self.manifest
         manifest.update(entries)
-        write_json(self.path / MANIFEST, manifest)
+        self._write(manifest)
+
+    def _write(self, manifest: Mapping[str, Any]) -> None:
+        """The one place that writes the manifest, in the main process."""
+        if self.processes.is_main:
+            write_json(self.path / MANIFEST, manifest)
 
     def is_current(self, name: str, key: str) -> bool:
         """Whether a stage ran with this key and its outputs are as it left them."""
@@ -131,21 +150,35 @@ class RunDirectory:
         name: str,
         inputs: Any,
         run: Callable[[], Sequence[Path]],
+        *,
+        divided: bool = False,
     ) -> StageReport:
         """Run a stage unless its inputs and outputs are what the manifest says.
 
         Args:
             name: Name in the manifest.
-            inputs: Everything that decides the outputs, as JSON-like content.
+            inputs: Everything that decides the outputs, as JSON-like content; those of the main
+                process count.
             run: Does the work and returns the files it wrote, all inside the directory.
+            divided: Whether `run` is for all processes and shares its work among them. What it
+                returns in the main process counts.
         """
         key = hash_content([MANIFEST_FORMAT, name, inputs])
-        if self.is_current(name, key):
+        if self.processes.done_by_main(lambda: self.is_current(name, key)):
             logger.info("%s: up to date", name)
             return StageReport(name, ran=False, seconds=0.0)
         logger.info("%s: running", name)
         started = time.perf_counter()
+        if not divided:
+            return self.processes.done_by_main(lambda: self._finished(name, key, run(), started))
         outputs = run()
+        self.processes.wait()
+        return self.processes.done_by_main(lambda: self._finished(name, key, outputs, started))
+
+    def _finished(
+        self, name: str, key: str, outputs: Sequence[Path], started: float
+    ) -> StageReport:
+        """Enter what a stage left into the manifest."""
         seconds = time.perf_counter() - started
         manifest = self.manifest
         manifest["stages"][name] = {
@@ -155,7 +188,7 @@ class RunDirectory:
                 path.relative_to(self.path).as_posix(): hash_file(path) for path in sorted(outputs)
             },
         }
-        write_json(self.path / MANIFEST, manifest)
+        self._write(manifest)
         logger.info("%s: %.1f s", name, seconds)
         return StageReport(name, ran=True, seconds=seconds)
 
@@ -165,6 +198,8 @@ class RunDirectory:
         Figures and claims read every table that is there; one that was measured on other data, as
         when pairs gave way to prompts, would stand beside the new ones unnoticed.
         """
+        if not self.processes.is_main:
+            return
         manifest = self.manifest
         removed = set()
         for path in self.path.glob("tables/*.parquet"):
@@ -176,17 +211,19 @@ class RunDirectory:
             for name, entry in manifest["stages"].items()
             if not removed & set(entry["outputs"])
         }
-        write_json(self.path / MANIFEST, manifest)
+        self._write(manifest)
 
     def drop(self, name: str) -> None:
         """Remove what a stage left, and its entry in the manifest."""
+        if not self.processes.is_main:
+            return
         manifest = self.manifest
         entry = manifest["stages"].pop(name, None)
         if entry is None:
             return
         for output in entry["outputs"]:
             (self.path / output).unlink(missing_ok=True)
-        write_json(self.path / MANIFEST, manifest)
+        self._write(manifest)
 
     def output_hashes(self, name: str) -> dict[str, str]:
         """Hashes of what a finished stage wrote: the inputs of the stages after it."""

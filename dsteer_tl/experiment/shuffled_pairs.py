@@ -48,7 +48,7 @@ def train_shuffled_pairs(inputs: StudyInputs) -> StageReport:
 
     keys = [asdict(training), inputs.keys, inputs.directory.output_hashes("preferences")]
     keys.append(inputs.configuration.seed)
-    return inputs.directory.stage(f"toxicity/{SHUFFLED_PAIRS}", keys, run)
+    return inputs.directory.stage(f"toxicity/{SHUFFLED_PAIRS}", keys, run, divided=True)
 
 
 def load_shuffled_pairs(inputs: StudyInputs) -> LensModel:

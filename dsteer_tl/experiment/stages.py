@@ -20,7 +20,10 @@ from dsteer_tl.measurements import AUDIT_TABLES, TABLES
 
 
 class Experiment(MainStages):
-    """One run: its stages, and what is loaded so far."""
+    """One run: its stages, and what is loaded so far.
+
+    With several processes each calls the same method and comes to every stage.
+    """
 
     def run(self) -> list[StageReport]:
         """Run every stage up to the tables; finished ones are left as they are.
@@ -138,6 +141,8 @@ class Experiment(MainStages):
         return [self.preferences_stage(), self.training_stage()]
 
     def _describe(self) -> None:
+        if not self.processes.is_main:
+            return
         captured = "capture" in self.directory.manifest["stages"]
         self.directory.describe(
             {
@@ -148,7 +153,7 @@ class Experiment(MainStages):
                     "weights": self.shift_set.hashes if captured else {},
                 },
                 "versions": versions(),
-                "hardware": hardware(),
+                "hardware": hardware() | {"processes": self.processes.count},
                 "seeds": {
                     "preferences": self.configuration.preferences.seed,
                     "sampling": self.configuration.preferences.sampling.seed,
@@ -161,6 +166,8 @@ class Experiment(MainStages):
         )
 
     def _write_settings(self) -> None:
+        if not self.processes.is_main:
+            return
         path = self.directory / "config.yaml"
         with replacing(path) as temporary:
             temporary.write_text(to_yaml(self.configuration), "utf-8")

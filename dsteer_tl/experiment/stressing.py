@@ -153,7 +153,10 @@ def _marker(run: StressRun, name: str) -> Path:
 
 
 def _mark(run: StressRun, name: str, status: str, reason: str = "") -> None:
-    write_json(_marker(run, name), {"status": status, "reason": reason, "captured": run.captured})
+    if run.directory.processes.is_main:
+        write_json(
+            _marker(run, name), {"status": status, "reason": reason, "captured": run.captured}
+        )
 
 
 def _build(name: str) -> Callable[[StressInputs], pd.DataFrame]:
@@ -163,12 +166,20 @@ def _build(name: str) -> Callable[[StressInputs], pd.DataFrame]:
     return function
 
 
+#: Tests that train: TRL's trainers divide their batches among all processes of a launch.
+_TRAINING = ("embeddings", "heterogeneous", "causes", "losses", "sensitivity")
 #: Tests whose module is not called as they are.
 _MODULES = {"prompts": "harmful_prompts"}
 
 
 def _stage(run: StressRun, name: str) -> StageReport:
     inputs, directory = run.inputs, run.directory
+    if name in _TRAINING and directory.processes.count > 1:
+        raise ConfigurationError(
+            f"the stress test {name} trains policies one after the other, here in "
+            f"{directory.processes.count} processes: run dsteer stress {directory.path} "
+            f"--test {name} without a launcher"
+        )
     reads = {key: getattr(inputs.settings, key) for key in ("prompts", "seed", *_READS[name])}
     keys = [
         _FORMAT,

@@ -34,7 +34,7 @@ from dsteer_tl.files import hash_content, hash_file, read_json, replacing, write
 from dsteer_tl.pair import ModelPair
 from dsteer_tl.preferences import load_prompts
 from dsteer_tl.steering.plan import SweepPlan
-from dsteer_tl.steering.sweep import execute, plan_sweep
+from dsteer_tl.steering.sweep import SweepResult, execute, plan_sweep
 from dsteer_tl.steering.token_choice import Decoding
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def _suite_stage(inputs: SweepInputs, vectors: SweepVectors, entry: str) -> Stag
         hash_file(Path(inputs.configuration.other_pair)) if inputs.configuration.other_pair else "",
     ]
     return inputs.directory.stage(
-        f"sweep/{name}", content, lambda: _sweep_suite(inputs, vectors, name, path)
+        f"sweep/{name}", content, lambda: _sweep_suite(inputs, vectors, name, path), divided=True
     )
 
 
@@ -154,18 +154,34 @@ def _planned(inputs: SweepInputs, vectors: SweepVectors, name: str, path: Path |
 def _sweep_suite(
     inputs: SweepInputs, vectors: SweepVectors, name: str, path: Path | None
 ) -> list[Path]:
-    if not vectors.scored:
-        raise DataError(
-            "there is nothing to steer by: base and policy differ at none of the sites "
-            f"{', '.join(inputs.configuration.sites)}; set sweep.sites, or sweep.suites=[] for none"
-        )
-    planned, configuration = _planned(inputs, vectors, name, path), inputs.configuration
+    """Plan by the main process, run by all, measure by the main one."""
+    processes, folder = inputs.directory.processes, inputs.directory / f"sweep/{name}"
+
+    def plan() -> _Planned:
+        if not vectors.scored:
+            raise DataError(
+                "there is nothing to steer by: base and policy differ at none of the sites "
+                f"{', '.join(inputs.configuration.sites)}; set sweep.sites, or sweep.suites=[] for "
+                "none"
+            )
+        return _planned(inputs, vectors, name, path)
+
+    planned = processes.done_by_main(plan)
     logger.info("%s", planned.plan.describe())
-    folder = inputs.directory / f"sweep/{name}"
     # The parts stay: another metric or a judge asked for later generates nothing again.
     result = execute(
-        planned.plan, inputs.load_pair(), folder=folder / "parts", progress=inputs.progress
+        planned.plan,
+        inputs.load_pair(),
+        folder=folder / "parts",
+        progress=inputs.progress,
+        processes=processes,
     )
+    return processes.done_by_main(lambda: _measured(inputs, name, planned, result))
+
+
+def _measured(inputs: SweepInputs, name: str, planned: _Planned, result: SweepResult) -> list[Path]:
+    """What texts and scores give, as tables of the suite."""
+    configuration, folder = inputs.configuration, inputs.directory / f"sweep/{name}"
     estimating, judging = (inputs.pairs_of(half) for half in inputs.halves)
     classifier = train_classifier(estimating, judging, inputs.training_pairs, inputs.seed)
     context = SuiteContext(
