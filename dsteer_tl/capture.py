@@ -14,7 +14,12 @@ from pathlib import Path
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from dsteer_tl.capture_shard import TokenBudget, capture_shard, probe_positions
+from dsteer_tl.capture_shard import (
+    TokenBudget,
+    capture_shard,
+    default_token_budget,
+    probe_positions,
+)
 from dsteer_tl.errors import ShapeError
 from dsteer_tl.files import hash_content, read_json, replacing, write_json
 from dsteer_tl.lens_model import LensModel
@@ -41,15 +46,16 @@ class CaptureConfiguration:
     rows of a large model.
 
     Attributes:
-        token_budget: Padded tokens a batch, at most: a batch that does not fit into memory is
-            halved, and so are those after it.
+        token_budget: Padded tokens a batch, at most; 0 for what suits the device
+            (`default_token_budget`). A batch that does not fit into memory is halved, and so are
+            those after it.
         shard_sequences: Sequences a shard, at most.
-        shard_tokens: Tokens a shard, at most: eight batches, so that all but the last are full.
+        shard_tokens: Tokens a shard, at most: so many batches that nearly all are full.
         shard_bytes: Bytes of residuals a shard, at most.
         progress: Show a progress bar.
     """
 
-    token_budget: int = 4096
+    token_budget: int = 0
     shard_sequences: int = 256
     shard_tokens: int = 8 * 4096
     shard_bytes: int = 2**30
@@ -113,7 +119,7 @@ def capture_shifts(
         processes.wait()
 
     shards: list[Path | Shard] = []
-    budget = TokenBudget(configuration.token_budget)
+    budget = TokenBudget(configuration.token_budget or default_token_budget(pair.base.device))
     work = processes.share(list(enumerate(ranges)))
     shown = configuration.progress and processes.is_main
     with tqdm(

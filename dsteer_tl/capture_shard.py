@@ -20,6 +20,11 @@ from dsteer_tl.shift_set import Shard
 logger = logging.getLogger(__name__)
 
 
+def default_token_budget(device: torch.device) -> int:
+    """Padded tokens of a batch where nobody says: what fits a CPU's caches, or fills a GPU."""
+    return 1024 if device.type == "cpu" else 8192
+
+
 def probe_positions(probe: Probe) -> list[int]:
     """The positions that are read in one sequence, whatever their kinds."""
     return sorted({position for found in probe.positions.values() for position in found})

@@ -81,7 +81,9 @@ class BridgeLens(LensModel):
         b_U = torch.zeros(W_U.shape[1], dtype=W_U.dtype) if b_U is None else b_U.detach()
         self.d_vocab = int(W_U.shape[1])
         self.readout = Readout(W_U, b_U.to(W_U.device), softcap, scale)
-        self._names = frozenset(self.bridge.hook_dict)
+        # TransformerLens builds this dictionary anew each time it is asked for.
+        self._points: dict[str, Any] = dict(self.bridge.hook_dict)
+        self._names = frozenset(self._points)
         self._direct = DirectBlocks(list(self.bridge.blocks))
         self.check([self.hook_name(site) for site in self.sites] + [_READ_H])
 
@@ -159,8 +161,16 @@ class BridgeLens(LensModel):
         def hook_function(tensor: Tensor, hook: Any) -> Tensor | None:  # noqa: ARG001
             return function(tensor)
 
-        with self.bridge.hooks(fwd_hooks=[(name, hook_function)]):
+        # As `bridge.hooks`, which walks over all hook points on entry and exit: at dozens of sites
+        # that would cost more than the hooks.
+        point = self._points[name]
+        point.add_hook(hook_function)
+        handle = point.fwd_hooks[-1]
+        try:
             yield
+        finally:
+            handle.hook.remove()
+            point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
     def _read(
         self, site: str, function: Callable[[Tensor], None]

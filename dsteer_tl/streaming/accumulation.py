@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from dsteer_tl import positions
 from dsteer_tl.capture import CaptureConfiguration
-from dsteer_tl.capture_shard import TokenBudget, capture_shard
+from dsteer_tl.capture_shard import TokenBudget, capture_shard, default_token_budget
 from dsteer_tl.errors import ConfigurationError, RunError, ShapeError
 from dsteer_tl.files import hash_content, read_json, write_json
 from dsteer_tl.pair import ModelPair
@@ -105,7 +105,7 @@ def accumulate_shifts(
         kinds=tuple(kinds or _kinds(probes)),
         configuration=configuration,
         accumulation=accumulation,
-        budget=TokenBudget(configuration.token_budget),
+        budget=TokenBudget(configuration.token_budget or default_token_budget(pair.base.device)),
     )
     work.check()
     if folder is None:
