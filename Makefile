@@ -21,7 +21,7 @@ help:
 	@echo "make reproduce   the whole story on the embedded model: DPO, figures, ledger (OUT=runs/tales)"
 	@echo "make test        the test suite"
 	@echo "make lint        ruff and mypy"
-	@echo "make bench       ratios against the floor, into figures/benchmarks.json"
+	@echo "make bench       ratios against the floor and other libraries, into figures/benchmarks.json"
 	@echo "make figures     copy the PNGs and tables of OUT into figures/"
 	@echo "make docs        the documentation site, into build/site"
 	@echo "make clean       remove environments and caches (runs are kept)"
@@ -45,8 +45,18 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed
+# Other libraries pin other versions of transformers: an environment of their own.
+.venv-bench/installed: tests/benchmarks/alternatives.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet "$$(grep '^torch==' tests/benchmarks/alternatives.txt)"
+	.venv-bench/bin/python -m pip install --quiet --requirement tests/benchmarks/alternatives.txt
+	@touch $@
+
+bench: $(VENV)/installed .venv-bench/installed
 	$(BIN)/python -m pytest tests/benchmarks $(ARGS)
+	$(BIN)/python -m tests.benchmarks.gpu --out figures/benchmarks.json
+	$(BIN)/python analyses/benchmarks.py
+	$(BIN)/python analyses/scaling_arithmetic.py docs/scaling.md figures/benchmarks.json
 
 figures: $(VENV)/installed
 	$(BIN)/python analyses/publish_figures.py $(OUT) figures

@@ -11,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ REPETITIONS = int(os.environ.get("DSTEER_REPETITIONS") or 5)
 
 #: Seconds on the clock, and of CPU time.
 Seconds = tuple[float, float]
+#: Does its work once and says how long that took, in this process or in another.
+Timer = Callable[[], Seconds]
+
+NOT_RUN = "NOT RUN"
 
 
 def timed(function: Callable[[], Any]) -> Seconds:
@@ -40,11 +45,16 @@ def timed_in_turn(
 
     Every second repetition goes through them backwards, so that none always finds the caches warm.
     """
-    found: list[list[Seconds]] = [[] for _ in functions]
+    return times_in_turn([partial(timed, function) for function in functions], repetitions)
+
+
+def times_in_turn(timers: Sequence[Timer], repetitions: int = REPETITIONS) -> list[list[Seconds]]:
+    """As `timed_in_turn`, for work that times itself."""
+    found: list[list[Seconds]] = [[] for _ in timers]
     for repetition in range(repetitions):
-        order = range(len(functions))
+        order = range(len(timers))
         for index in reversed(order) if repetition % 2 else order:
-            found[index].append(timed(functions[index]))
+            found[index].append(timers[index]())
     return found
 
 
@@ -68,14 +78,41 @@ def ratio_entry(
     }
 
 
+def value_entry(values: Sequence[float], *, target: float, direction: str) -> dict[str, Any]:
+    """Median and single values of something that is no time, as memory or an error."""
+    return {
+        "ratio": significant(statistics.median(values)),
+        "target": target,
+        "direction": direction,
+        "repetitions": len(values),
+        "ratios": [significant(value) for value in values],
+        "hardware": hardware(),
+    }
+
+
+def significant(value: float) -> float:
+    """A number to four significant digits, so that small ones keep theirs."""
+    return float(f"{value:.4g}")
+
+
+def not_run_entry(reason: str, *, target: float, direction: str) -> dict[str, Any]:
+    """What stands in the place of a ratio where there is none."""
+    return {"status": NOT_RUN, "reason": reason, "target": target, "direction": direction}
+
+
 def median_seconds(times: Sequence[Seconds]) -> float:
     """Median seconds on the clock."""
     return statistics.median(clock for clock, _ in times)
 
 
-def write_result(name: str, entry: dict[str, Any]) -> None:
+def read_results(path: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """Every entry by name; none where there is no file."""
+    found: dict[str, dict[str, Any]] = {}
+    return json.loads(path.read_text("utf-8")) if path.is_file() else found
+
+
+def write_result(name: str, entry: dict[str, Any], path: Path = RESULTS) -> None:
     """Put one entry into the file and leave the others."""
-    content = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    content[name] = entry
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")
+    content = read_results(path) | {name: entry}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", "utf-8")

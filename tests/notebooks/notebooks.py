@@ -22,6 +22,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "analyses"
 
 #: Scripts that open as notebooks but are not run as such, and why.
 NOT_RUN = {
+    "benchmarks": "reads figures/benchmarks.json of a checkout, not a run",
     "pretrain_base": "trains the embedded model from texts that are not shipped, for hours",
     "describe_base": "writes the card of a base that pretrain_base trained, from its texts",
     "publish_figures": "writes into figures/ and the README of the folder that it runs in",
