@@ -123,7 +123,7 @@ def duration(seconds: float) -> str:
     for unit, scale in (("days", 2 * 86400.0), ("h", 2 * 3600.0), ("min", 2 * 60.0)):
         if seconds >= scale:
             return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.3g} {unit}"
-    return f"{seconds:.2g} s"
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
