@@ -9,6 +9,7 @@ Collected only when asked for: `pytest tests/benchmarks`.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,13 +23,21 @@ from tests.benchmarks.works import WORKS, Work, usable_backends
 
 TARGET = 1.10
 PROMPTS = 128
+#: What is freed goes back at once: glibc would keep some of it, more or less by chance.
+ALLOCATOR = os.environ | {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def probe(work: Work, what: str) -> int:
     """Bytes above what was loaded, at the peak."""
     command = [sys.executable, "-m", "tests.benchmarks.memory_probe", work.name, str(PROMPTS), what]
-    answer = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        command, cwd=REPOSITORY, env=ALLOCATOR, capture_output=True, text=True, check=False
+    )
     assert answer.returncode == 0, answer.stderr[-2000:]
     found: dict[str, Any] = json.loads(answer.stdout.splitlines()[-1])
     return int(found["peak"]) - int(found["loaded"])
