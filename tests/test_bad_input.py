@@ -346,7 +346,7 @@ def test_an_interrupted_capture_continues_at_its_last_shard(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = capture._capture_shard
+    original = capture.capture_shard
     started: list[int] = []
 
     def interrupted(models: Any, probes: Any, *more: Any) -> Any:
@@ -360,7 +360,7 @@ def test_an_interrupted_capture_continues_at_its_last_shard(
         "CaptureConfiguration",
         functools.partial(CaptureConfiguration, shard_sequences=2),
     )
-    monkeypatch.setattr(capture, "_capture_shard", interrupted)
+    monkeypatch.setattr(capture, "capture_shard", interrupted)
     out = tmp_path / "run"
     arguments = analyze(base, policy, out, "--prompts", prompts)
     assert main(arguments) == 130
